@@ -1,0 +1,1 @@
+"""Pixel conversion between decoded pictures and ComfyUI's IMAGE."""

@@ -1,0 +1,1 @@
+"""Workflows and how they run. Knows torch and ComfyUI, knows no gRPC."""

@@ -1,0 +1,1 @@
+"""MPEG-TS bytes to decoded frames and back. Knows no network."""

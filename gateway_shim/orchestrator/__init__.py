@@ -1,0 +1,1 @@
+"""How an orchestrator learns of this worker."""

@@ -1,0 +1,1 @@
+"""One live stream: what comes in, what goes to the engine, what goes out, and when."""

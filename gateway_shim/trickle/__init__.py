@@ -1,0 +1,1 @@
+"""Trickle channels: segments over HTTP, read and written while they grow."""

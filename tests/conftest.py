@@ -1,0 +1,29 @@
+"""Checks that hold for every test: nothing left running, nothing left open."""
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+async def nothing_left_running(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """An async test must end without stray tasks and without threads that it started."""
+    if not asyncio.iscoroutinefunction(getattr(request.function, "__wrapped__", request.function)):
+        yield
+        return
+    before = set(threading.enumerate())
+    yield
+    await asyncio.sleep(0)
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and not task.done()]
+    assert not tasks, f"tasks left running: {tasks}"
+    gc.collect()
+    # The loop's default executor and test servers' pools end with the loop, not with the test.
+    left = [
+        thread
+        for thread in set(threading.enumerate()) - before
+        if thread.is_alive() and not thread.name.startswith(("asyncio_", "ThreadPoolExecutor", "Dummy"))
+    ]
+    assert not left, f"threads left running: {left}"
