@@ -1,0 +1,314 @@
+"""The shim's end of the engine contract: who is there, and one session for each stream.
+
+"This request failed" and "the engine is gone" are different exceptions: the first is the caller's business, the
+second is repaired by opening the session again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Self
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from proto import MAX_MESSAGE_BYTES, WIRE_VERSION, engine_pb2_grpc
+from proto import engine_pb2 as pb
+
+from .errors import (
+    EngineGone,
+    HeadraceError,
+    InvalidRequest,
+    NoSuchStream,
+    NotReady,
+    VersionConflict,
+    Violation,
+    WorkflowRefused,
+)
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "headrace.engine.v1.Engine"
+
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A stopped or hung process answers no ping; without these its streams would stay open for ever.
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 4_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # An engine that supervisord restarts is back within a second or two: look often.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+
+RETRY_S = 0.25  # between two looks at an engine that does not answer
+RPC_TIMEOUT_S = 5.0
+INFO_EVERY_S = 10.0  # device memory and failed packs change while it runs
+
+
+class EngineState(StrEnum):
+    ABSENT = "absent"  # never answered since the shim started
+    LOADING = "loading"  # answers, but cannot run graphs yet
+    READY = "ready"
+    DEAD = "dead"  # answered before, does not now
+
+
+#: gRPC status to what the caller did wrong; everything else means that the engine is gone.
+_REFUSALS: dict[grpc.StatusCode, type[HeadraceError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: NoSuchStream,
+    grpc.StatusCode.ABORTED: VersionConflict,
+    grpc.StatusCode.FAILED_PRECONDITION: WorkflowRefused,
+    grpc.StatusCode.UNIMPLEMENTED: WorkflowRefused,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: NotReady,
+    grpc.StatusCode.ALREADY_EXISTS: NotReady,
+}
+
+
+def error_from(exc: grpc.aio.AioRpcError) -> HeadraceError:
+    """Our exception for a failed call, with the violations that its details name."""
+    violations: list[Violation] = []
+    status = rpc_status.from_call(exc)
+    for detail in status.details if status is not None else ():
+        bad_request = error_details_pb2.BadRequest()
+        if detail.Is(bad_request.DESCRIPTOR) and detail.Unpack(bad_request):
+            violations += [Violation(field.field, field.description) for field in bad_request.field_violations]
+    kind = _REFUSALS.get(exc.code(), EngineGone)
+    return kind(exc.details() or f"the engine answered {exc.code().name}", tuple(violations))
+
+
+def overrides_of(overrides: Mapping[str, Mapping[str, Any]]) -> list[pb.NodeOverride]:
+    """``{node_id: {input: value}}`` as messages; values as JSON text, which keeps 64-bit seeds exact."""
+    return [
+        pb.NodeOverride(node_id=node_id, input=name, value_json=json.dumps(value))
+        for node_id, inputs in overrides.items()
+        for name, value in inputs.items()
+    ]
+
+
+class EngineSession:
+    """One open ``Process`` call. Owned by one sender and one reader task; ends with `close`."""
+
+    def __init__(self, call: Any, opened: pb.SessionOpened, credits: int) -> None:
+        self._call = call
+        self._credits = credits
+        self._granted = asyncio.Event()
+        if credits:
+            self._granted.set()
+        self.opened = opened
+        self.session_id: str = opened.session_id
+
+    @property
+    def credits(self) -> int:
+        """Frames that may be sent now."""
+        return self._credits
+
+    async def credit(self) -> None:
+        """Wait until at least one frame may be sent."""
+        await self._granted.wait()
+
+    async def send(self, frames: Sequence[pb.Frame]) -> None:
+        """Send one batch; spends a credit for each frame. Raises EngineGone."""
+        self._credits -= len(frames)
+        if self._credits <= 0:
+            self._granted.clear()
+        await self._write(pb.ProcessRequest(frames=pb.FrameBatch(frames=frames)))
+
+    async def end_input(self) -> None:
+        """Say that no frame follows; the engine answers what it holds and ends the call."""
+        await self._write(pb.ProcessRequest(end_of_input=pb.EndOfInput()))
+
+    async def _write(self, request: pb.ProcessRequest) -> None:
+        try:
+            await self._call.write(request)
+        except asyncio.InvalidStateError as exc:
+            raise EngineGone("the engine ended the session") from exc
+        except grpc.aio.AioRpcError as exc:
+            raise error_from(exc) from exc
+
+    async def responses(self) -> AsyncIterator[pb.ProcessResponse]:
+        """Everything the engine says, until it ends the call. Raises EngineGone or what it refused."""
+        try:
+            while (response := await self._call.read()) is not grpc.aio.EOF:
+                self._grant(response.credits)
+                yield response
+        except grpc.aio.AioRpcError as exc:
+            raise error_from(exc) from exc
+
+    def _grant(self, credits: int) -> None:
+        self._credits += credits
+        if self._credits > 0:
+            self._granted.set()
+
+    def close(self) -> None:
+        self._call.cancel()
+
+
+class EngineClient:
+    """One engine's address: watches whether it is there and opens sessions on it.
+
+    ``on_change`` is called on the loop whenever `state` or `info` changes.
+    """
+
+    def __init__(self, address: str, *, on_change: Callable[[], None] = lambda: None) -> None:
+        self.address = address
+        self.state = EngineState.ABSENT
+        self.info: pb.ServerInfo | None = None
+        self.restarts = 0  # times that another process answered than before
+        self.sessions = 0  # open ones of this shim
+        self._on_change = on_change
+        self._changed = asyncio.Event()
+        self._channel: grpc.aio.Channel
+        self._stub: Any
+        self._watcher: asyncio.Task[None]
+
+    async def __aenter__(self) -> Self:
+        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        self._stub = engine_pb2_grpc.EngineStub(self._channel)
+        self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.address}")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watcher
+        await self._channel.close()
+
+    # ---- who is there
+
+    async def ready(self) -> None:
+        """Wait until the engine can run sessions."""
+        while self.state is not EngineState.READY:
+            await self._changed.wait()
+
+    def _become(self, state: EngineState) -> None:
+        if state is not self.state:
+            logger.info("engine %s: %s -> %s", self.address, self.state, state)
+            self.state = state
+        self._changed.set()
+        self._changed = asyncio.Event()  # wake every waiter once
+        self._on_change()
+
+    async def _watch(self) -> None:
+        health = health_pb2_grpc.HealthStub(self._channel)
+        while True:
+            try:
+                await self._refresh_info()
+                call = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+                try:
+                    await self._follow(call)
+                finally:
+                    call.cancel()
+            except (grpc.aio.AioRpcError, HeadraceError) as exc:
+                if self.state in (EngineState.READY, EngineState.LOADING):
+                    logger.warning("engine %s does not answer: %s", self.address, exc)
+                self._become(EngineState.ABSENT if self.info is None else EngineState.DEAD)
+            await asyncio.sleep(RETRY_S)
+
+    async def _follow(self, call: Any) -> None:
+        """Follow the health of a living engine until it goes away."""
+        read: asyncio.Task[Any] | None = None
+        try:
+            while True:
+                read = read or asyncio.create_task(call.read(), name=f"health {self.address}")
+                done, _ = await asyncio.wait({read}, timeout=INFO_EVERY_S)
+                if not done:
+                    await self._refresh_info()
+                    continue
+                answer = read.result()
+                read = None
+                if answer is grpc.aio.EOF:
+                    raise EngineGone("the engine ended the health watch")
+                await self._refresh_info()
+                serving = answer.status == health_pb2.HealthCheckResponse.SERVING
+                self._become(EngineState.READY if serving else EngineState.LOADING)
+        finally:
+            if read is not None:
+                read.cancel()
+                with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
+                    await read
+
+    async def _refresh_info(self) -> None:
+        info = await self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=RPC_TIMEOUT_S)
+        if info.wire_version != WIRE_VERSION:
+            raise EngineGone(
+                f"the engine at {self.address} speaks contract version {info.wire_version}, "
+                f"this shim {WIRE_VERSION}: install the same headrace for both"
+            )
+        if self.info is not None and (info.pid, info.started_at_ms) != (self.info.pid, self.info.started_at_ms):
+            self.restarts += 1
+        self.info = info
+
+    # ---- calls
+
+    async def _call(self, method: str, request: Any, timeout_s: float) -> Any:
+        try:
+            return await getattr(self._stub, method)(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as exc:
+            raise error_from(exc) from exc
+
+    async def check(self, workflow: Mapping[str, Any], timeout_s: float = RPC_TIMEOUT_S) -> list[pb.Finding]:
+        """Findings for a workflow; empty when it runs on this engine."""
+        request = pb.CheckWorkflowRequest(workflow_json=json.dumps(workflow))
+        return list((await self._call("CheckWorkflow", request, timeout_s)).findings)
+
+    async def update(self, request: pb.UpdateSessionRequest, timeout_s: float) -> pb.UpdateSessionResponse:
+        answer: pb.UpdateSessionResponse = await self._call("UpdateSession", request, timeout_s)
+        return answer
+
+    async def describe(self, session_id: str) -> pb.SessionDescription:
+        request = pb.DescribeSessionRequest(session_id=session_id)
+        answer: pb.SessionDescription = await self._call("DescribeSession", request, RPC_TIMEOUT_S)
+        return answer
+
+    @contextlib.asynccontextmanager
+    async def open(
+        self, request: pb.OpenSession, on_progress: Callable[[pb.Progress], None] = lambda _: None
+    ) -> AsyncIterator[EngineSession]:
+        """Open a session and wait until it takes frames; it ends with the block.
+
+        Raises WorkflowRefused, InvalidRequest, NotReady (no room) or EngineGone.
+        """
+        call = self._stub.Process()
+        self.sessions += 1
+        try:
+            try:
+                await call.write(pb.ProcessRequest(open=request))
+                credits = 0
+                while True:
+                    answer = await call.read()
+                    if answer is grpc.aio.EOF:
+                        raise EngineGone("the engine ended the session before it was open")
+                    credits += answer.credits
+                    if answer.WhichOneof("message") == "opened":
+                        break
+                    if answer.WhichOneof("message") == "progress":
+                        on_progress(answer.progress)
+            except grpc.aio.AioRpcError as exc:
+                raise error_from(exc) from exc
+            except asyncio.InvalidStateError as exc:
+                # The call ended while we wrote; its status says why.
+                code, details = await call.code(), await call.details()
+                kind = _REFUSALS.get(code, EngineGone)
+                raise kind(details or f"the engine answered {code.name}") from exc
+            yield EngineSession(call, answer.opened, credits)
+        finally:
+            self.sessions -= 1
+            call.cancel()
+
+
+def pick(engines: Sequence[EngineClient]) -> EngineClient | None:
+    """The ready engine with the fewest sessions of ours, or None."""
+    ready = [engine for engine in engines if engine.state is EngineState.READY]
+    return min(ready, key=lambda engine: engine.sessions, default=None)

@@ -1,0 +1,109 @@
+"""What the gateway is told about one stream: one JSON object per segment of the events channel.
+
+The gateway gives a worker up after 30 s without an event (protocol.md 1.8), so a status goes out at once and then
+every ten seconds, whatever the engine does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..trickle.publisher import Publisher
+from ..trickle.wire import ChannelClosed, ChannelError
+
+logger = logging.getLogger(__name__)
+
+STATUS_EVERY_S = 10.0
+
+#: Events waiting for a slow channel; beyond it the oldest go, since a gateway wants the present.
+MAX_WAITING = 64
+
+#: At least this long between two error events of one kind; the counters hold the rest.
+ERROR_EVERY_S = 1.0
+
+STREAM_EVENTS = "ai_stream_events"
+STREAM_TRACE = "stream_trace"
+
+
+def now_ms() -> int:
+    return round(time.time() * 1000)
+
+
+class Events:
+    """Writes events until cancelled. Without an events channel it only keeps the last few for the status page."""
+
+    def __init__(self, publisher: Publisher | None, status: Callable[[], Mapping[str, Any]]) -> None:
+        self._publisher = publisher
+        self._status = status
+        self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
+        self._wake = asyncio.Event()
+        self._last_error_at: dict[str, float] = {}
+        self.recent: deque[dict[str, Any]] = deque(maxlen=20)
+
+    def send(self, kind: str, payload: Mapping[str, Any] | None = None, *, queue: str = STREAM_EVENTS) -> None:
+        """Queue one event of type ``kind``; never blocks, never raises."""
+        event = {"type": kind, **(payload or {})}
+        event.setdefault("timestamp", now_ms())
+        if kind != "status":
+            self.recent.append(event)
+        self._waiting.append(json.dumps({"event": event, "queue_event_type": queue}).encode())
+        self._wake.set()
+
+    def trace(self, kind: str) -> None:
+        """A milestone, in the form that gateways chart."""
+        self.send(kind, queue=STREAM_TRACE)
+
+    def error(self, reason: str, message: str, **facts: Any) -> None:
+        """An ``error`` event; repeated ones of the same ``reason`` at most once a second."""
+        now = time.monotonic()
+        if now - self._last_error_at.get(reason, -ERROR_EVERY_S) < ERROR_EVERY_S:
+            return
+        self._last_error_at[reason] = now
+        self.send("error", {"reason": reason, "message": message, "time": now_ms(), **facts})
+
+    def send_status(self) -> None:
+        self.send("status", self._status())
+
+    async def run(self) -> None:
+        """Publish what is queued, and a status every ten seconds, until the channel is over."""
+        if self._publisher is None:
+            return
+        next_status_at = 0.0
+        try:
+            while True:
+                if time.monotonic() >= next_status_at:
+                    self.send_status()
+                    next_status_at = time.monotonic() + STATUS_EVERY_S
+                await self._publish_waiting(self._publisher)
+                self._wake.clear()
+                try:
+                    async with asyncio.timeout(max(0.0, next_status_at - time.monotonic())):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+        except ChannelClosed as exc:
+            # Not the end of the stream: the input or the control channel says that.
+            logger.info("events channel is over: %s", exc.reason)
+
+    async def _publish_waiting(self, publisher: Publisher) -> None:
+        while self._waiting:
+            try:
+                await publisher.publish(self._waiting.popleft())
+            except ChannelClosed:
+                raise
+            except ChannelError as exc:
+                logger.warning("an event could not be sent: %s", exc)
+
+    async def flush(self) -> None:
+        """Publish what is still queued, at the end of the stream."""
+        if self._publisher is not None:
+            try:
+                await self._publish_waiting(self._publisher)
+            except ChannelError:
+                return

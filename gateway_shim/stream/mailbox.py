@@ -1,0 +1,148 @@
+"""The frames of one stream between decoder and encoder, in order, each waiting for its outcome.
+
+Identity is the frame_id, never a position: the engine may answer late, twice or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from .ledger import Outcome
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One received picture and what is known of its fate."""
+
+    frame_id: int
+    pts: int  # output pts, 90 kHz
+    planes: bytes  # I420 without padding; what the engine gets and what a pass-through publishes
+    width: int
+    height: int
+    colour: Any  # media.Colour
+    arrived_at: float  # loop time at which its last byte was decoded
+    due: float  # loop time at which something must go out for it
+    outcome: Outcome | None = None
+    reason: str = ""
+    result: Any = None  # pb.Picture when processed
+    sent_at: float | None = field(default=None)  # to the engine
+
+
+class Mailbox:
+    """Bounded, ordered, keyed. One producer, one taker (the engine's sender), one popper (the output)."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._entries: deque[Entry] = deque()  # by arrival; leave by pop
+        self._by_id: dict[int, Entry] = {}
+        self._unsent: deque[Entry] = deque()
+        self._closed = False
+        self._refusal: str | None = None  # why nothing is waiting for the engine now
+        self._arrived = asyncio.Event()  # for the taker
+        self._head = asyncio.Event()  # for the popper
+        self._room = asyncio.Event()  # for the producer
+        self._room.set()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def room(self) -> None:
+        """Wait until there is room: back-pressure towards the channel when the output is slower than the input."""
+        await self._room.wait()
+
+    def put(self, entry: Entry) -> None:
+        self._entries.append(entry)
+        self._by_id[entry.frame_id] = entry
+        if self._refusal is not None:
+            entry.outcome, entry.reason = Outcome.PASSED_THROUGH, self._refusal
+        else:
+            self._unsent.append(entry)
+            self._arrived.set()
+        self._head.set()
+        if len(self._entries) >= self._limit:
+            self._room.clear()
+
+    def refuse(self, reason: str) -> None:
+        """Nothing will come from the engine: settle what waits and what comes, at once, as passed through."""
+        self._refusal = reason
+        self._unsent.clear()
+        for entry in self._entries:
+            if entry.outcome is None:
+                entry.outcome, entry.reason = Outcome.PASSED_THROUGH, reason
+        self._head.set()
+
+    def accept(self) -> None:
+        """The engine takes frames (again)."""
+        self._refusal = None
+
+    async def take(self, needed_s: float) -> Entry:
+        """The oldest frame that the engine can still finish in time, ``needed_s`` before it is due.
+
+        Frames that cannot make it are settled as late, which keeps the cadence at the latency budget when the
+        graph is slower than the input.
+        """
+        now = asyncio.get_running_loop().time
+        while True:
+            while self._unsent:
+                entry = self._unsent.popleft()
+                if entry.outcome is not None:
+                    continue
+                if now() + needed_s > entry.due and self._unsent:
+                    entry.outcome, entry.reason = Outcome.DROPPED, "late"
+                    self._head.set()
+                    continue
+                entry.sent_at = now()
+                return entry
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def resolve(self, frame_id: int, outcome: Outcome, reason: str = "", result: Any = None) -> Entry | None:
+        """Record the engine's answer; None when the frame is gone or has an outcome (the answer came too late)."""
+        entry = self._by_id.get(frame_id)
+        if entry is None or entry.outcome is not None:
+            return None
+        entry.outcome, entry.reason, entry.result = outcome, reason, result
+        self._head.set()
+        return entry
+
+    async def pop(self) -> Entry | None:
+        """The next frame in order, as soon as it has an outcome or is due; None after `close` when all are out."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._head.clear()
+            if self._entries:
+                head = self._entries[0]
+                if head.outcome is None and loop.time() >= head.due:
+                    head.outcome, head.reason = Outcome.DROPPED, "late"
+                if head.outcome is not None:
+                    self._entries.popleft()
+                    del self._by_id[head.frame_id]
+                    if len(self._entries) < self._limit:
+                        self._room.set()
+                    return head
+                try:
+                    async with asyncio.timeout_at(head.due):
+                        await self._head.wait()
+                except TimeoutError:
+                    continue
+            elif self._closed:
+                return None
+            else:
+                await self._head.wait()
+
+    def close(self) -> None:
+        """No frame comes any more; `pop` ends when the rest is out."""
+        self._closed = True
+        self._head.set()
+
+    def clear(self) -> list[Entry]:
+        """Take out everything that is left, at the end of the stream, for the ledger."""
+        left = list(self._entries)
+        self._entries.clear()
+        self._by_id.clear()
+        self._unsent.clear()
+        self._room.set()
+        return left

@@ -1,0 +1,48 @@
+"""When a frame is due at the latest: the latency budget, measured on the stream's own clock."""
+
+from __future__ import annotations
+
+from collections import deque
+
+#: Ticks per second of every pts in the shim, the clock of MPEG-TS.
+TICKS = 90_000
+
+#: How long the worst arrival delay is remembered. Gateways send segments of about two seconds and may send each
+#: in one burst (protocol.md 2.1); a shorter memory would forget the burst before the next one comes.
+WINDOW_S = 3.0
+
+#: A change of the arrival delay beyond this is a jump of the publisher's clock, not jitter.
+JUMP_S = 10.0
+
+
+class Pacer:
+    """Gives each frame its due time.
+
+    The delay of a frame is its arrival minus its pts. Frames of one burst have the same arrival and different delays;
+    the largest delay of the last seconds is how late a frame may arrive without being late, so
+
+        due = pts + largest delay + budget.
+
+    A frame that arrives in step with the others has exactly the budget; the last frame of a burst has the
+    burst's length more, which is when a viewer needs it.
+    """
+
+    def __init__(self, budget_s: float, window_s: float = WINDOW_S) -> None:
+        self.budget_s = budget_s
+        self._window_s = window_s
+        # Decreasing delays with their arrival: the head is the maximum of the window.
+        self._delays: deque[tuple[float, float]] = deque()
+        self._last_delay: float | None = None
+
+    def due(self, pts: int, arrived_at: float) -> float:
+        """Moment (seconds, the clock of ``arrived_at``) at which a picture for ``pts`` must go out."""
+        delay = arrived_at - pts / TICKS
+        if self._last_delay is not None and abs(delay - self._last_delay) > JUMP_S:
+            self._delays.clear()
+        self._last_delay = delay
+        while self._delays and self._delays[-1][1] <= delay:
+            self._delays.pop()
+        self._delays.append((arrived_at, delay))
+        while self._delays[0][0] < arrived_at - self._window_s:
+            self._delays.popleft()
+        return pts / TICKS + self._delays[0][1] + self.budget_s
