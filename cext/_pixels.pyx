@@ -1,0 +1,166 @@
+"""Hands checked arrays to the C kernels with the GIL released. The door in ``__init__`` has checked every argument."""
+
+from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport free, malloc
+
+
+cdef extern from "kernels.h" nogil:
+    ctypedef struct hr_picture:
+        uint8_t *y
+        uint8_t *u
+        uint8_t *v
+        ptrdiff_t y_stride
+        ptrdiff_t u_stride
+        ptrdiff_t v_stride
+        int step
+
+    ctypedef struct hr_image:
+        void *data
+        ptrdiff_t stride
+        int pixel
+        int half
+
+    ctypedef struct hr_to_rgb:
+        float ys, rv, r0, gu, gv, g0, bu, b0
+
+    ctypedef struct hr_to_yuv:
+        float yr, yg, yb, y0, ur, ug, ub, vr, vg, vb
+
+    ctypedef struct hr_backend:
+        const char *name
+        void (*to_image)(const hr_picture *, const hr_image *, int, int, const hr_to_rgb *, int) noexcept nogil
+        void (*from_image)(const hr_image *, const hr_picture *, int, int, const hr_to_yuv *) noexcept nogil
+        void (*rgb24_to_image)(const hr_picture *, const hr_image *, int, int) noexcept nogil
+        void (*image_to_rgb24)(const hr_image *, const hr_picture *, int, int) noexcept nogil
+
+    const size_t HR_STREAM_BYTES
+    const hr_backend hr_c
+    const hr_backend *hr_find(const char *name)
+
+
+cdef const hr_backend *chosen = &hr_c
+
+
+def supports(str name):
+    """Whether this build has the back end ``name`` and this CPU can run it."""
+    return hr_find(name.encode()) != NULL
+
+
+def select(str name):
+    """Use the back end ``name`` from now on. Raises ValueError if this CPU cannot run it."""
+    global chosen
+    cdef const hr_backend *found = hr_find(name.encode())
+    if found == NULL:
+        raise ValueError(f"the CPU cannot run {name}")
+    chosen = found
+
+
+cdef struct Memory:
+    char *data
+    ptrdiff_t[4] shape
+    ptrdiff_t[4] strides
+    ptrdiff_t itemsize
+
+
+cdef int look(object array, bint writable, Memory *memory) except -1:
+    """Where an array lies. The pointer stays valid as long as the caller holds the array: NumPy never moves its data."""
+    cdef Py_buffer view
+    cdef int axis
+    PyObject_GetBuffer(array, &view, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
+    memory.data = <char *>view.buf
+    memory.itemsize = view.itemsize
+    for axis in range(view.ndim):
+        memory.shape[axis] = view.shape[axis]
+        memory.strides[axis] = view.strides[axis]
+    PyBuffer_Release(&view)
+    return 0
+
+
+cdef hr_picture picture_of(object arrays, bint writable) except *:
+    """One array: rgb24; two: nv12; three: i420."""
+    cdef hr_picture picture
+    cdef Memory memory
+    cdef int count = len(arrays)
+    look(arrays[0], writable, &memory)
+    picture.y = picture.u = picture.v = <uint8_t *>memory.data
+    picture.y_stride = picture.u_stride = picture.v_stride = memory.strides[0]
+    picture.step = 0
+    if count > 1:
+        look(arrays[1], writable, &memory)
+        picture.u = <uint8_t *>memory.data
+        picture.v = picture.u + 1
+        picture.u_stride = picture.v_stride = memory.strides[0]
+        picture.step = 2
+    if count > 2:
+        look(arrays[2], writable, &memory)
+        picture.v = <uint8_t *>memory.data
+        picture.v_stride = memory.strides[0]
+        picture.step = 1
+    return picture
+
+
+cdef class Batch:
+    """Pictures and images of one call as the kernels want them."""
+
+    cdef hr_picture *pictures
+    cdef hr_image image
+    cdef ptrdiff_t image_step, count
+    cdef int width, height
+
+    def __cinit__(self, pictures, images, bint write_pictures):
+        cdef Memory memory
+        cdef ptrdiff_t index
+        look(images, not write_pictures, &memory)
+        self.count, self.height, self.width = memory.shape[0], memory.shape[1], memory.shape[2]
+        self.image_step = memory.strides[0]
+        self.image.data = memory.data
+        self.image.stride = memory.strides[1]
+        # The stride of an axis of length 1 says nothing.
+        self.image.pixel = memory.strides[2] // memory.itemsize if self.width > 1 else 3
+        self.image.half = memory.itemsize == 2
+        self.pictures = <hr_picture *>malloc(max(1, self.count) * sizeof(hr_picture))
+        if self.pictures == NULL:
+            raise MemoryError
+        for index in range(self.count):
+            self.pictures[index] = picture_of(pictures[index], write_pictures)
+
+    def __dealloc__(self):
+        free(self.pictures)
+
+
+def to_images(pictures, images, colour):
+    """Write each picture's RGB 0..1 into ``images`` (B, H, W, 3), float32 or float16."""
+    cdef Batch batch = Batch(pictures, images, False)
+    cdef hr_to_rgb k
+    cdef const hr_backend *backend = chosen
+    cdef hr_image image = batch.image
+    cdef ptrdiff_t index
+    cdef size_t written = batch.count * batch.height * <size_t>batch.width * 3 * (2 if image.half else 4)
+    cdef bint stream = written >= HR_STREAM_BYTES
+    k.ys, k.rv, k.r0, k.gu, k.gv, k.g0, k.bu, k.b0 = colour.to_rgb
+    with nogil:
+        for index in range(batch.count):
+            if batch.pictures[index].step == 0:
+                backend.rgb24_to_image(&batch.pictures[index], &image, batch.width, batch.height)
+            else:
+                backend.to_image(&batch.pictures[index], &image, batch.width, batch.height, &k, stream)
+            image.data = <char *>image.data + batch.image_step
+
+
+def from_images(images, pictures, colour):
+    """Write ``images`` (B, H, W, 3 or 4) into the pictures' planes."""
+    cdef Batch batch = Batch(pictures, images, True)
+    cdef hr_to_yuv k
+    cdef const hr_backend *backend = chosen
+    cdef hr_image image = batch.image
+    cdef ptrdiff_t index
+    k.yr, k.yg, k.yb, k.y0, k.ur, k.ug, k.ub, k.vr, k.vg, k.vb = colour.to_yuv
+    with nogil:
+        for index in range(batch.count):
+            if batch.pictures[index].step == 0:
+                backend.image_to_rgb24(&image, &batch.pictures[index], batch.width, batch.height)
+            else:
+                backend.from_image(&image, &batch.pictures[index], batch.width, batch.height, &k)
+            image.data = <char *>image.data + batch.image_step
