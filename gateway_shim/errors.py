@@ -34,16 +34,32 @@ class HeadraceError(Exception):
         self.violations = violations
 
     def as_json(self) -> dict[str, Any]:
-        """Both peers' shapes at once (protocol.md 8, row 8): ``status``/``message`` and ``detail.msg``."""
-        body: dict[str, Any] = {
-            "status": "error",
-            "code": self.code,
-            "message": self.message,
-            "detail": {"msg": self.message},
-        }
-        if self.violations:
-            body["errors"] = [violation.as_json() for violation in self.violations]
-        return body
+        """The body for this error's own status; see ``error_body``."""
+        return error_body(self.http_status, self.code, self.message, self.violations)
+
+
+def error_body(status: int, code: str, message: str, violations: tuple[Violation, ...] = ()) -> dict[str, Any]:
+    """Both peers' shapes at once (protocol.md 8, row 8): ``status``/``message``, and ``detail``.
+
+    ``detail`` depends on the status: go-livepeer decodes 422 as a list of ``{loc, msg, type}`` and every other one as
+    ``{msg}``; the wrong shape turns the message into a decoding error (protocol.md 4.4).
+    """
+    body: dict[str, Any] = {"status": "error", "code": code, "message": message, "detail": {"msg": message}}
+    if status == 422:
+        found = violations or (Violation("", message),)
+        body["detail"] = [
+            {
+                "loc": ["body", *filter(None, violation.path.split("."))],
+                "msg": f"{violation.message} (allowed: {violation.allowed})"
+                if violation.allowed
+                else violation.message,
+                "type": code,
+            }
+            for violation in found
+        ]
+    if violations:
+        body["errors"] = [violation.as_json() for violation in violations]
+    return body
 
 
 class MalformedRequest(HeadraceError):
