@@ -312,3 +312,16 @@ def pick(engines: Sequence[EngineClient]) -> EngineClient | None:
     """The ready engine with the fewest sessions of ours, or None."""
     ready = [engine for engine in engines if engine.state is EngineState.READY]
     return min(ready, key=lambda engine: engine.sessions, default=None)
+
+
+async def first_ready(engines: Sequence[EngineClient]) -> EngineClient:
+    """Wait until one of ``engines`` can run sessions; the least busy of those that can."""
+    while (engine := pick(engines)) is None:
+        waits = [asyncio.ensure_future(engine.ready()) for engine in engines]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+    return engine

@@ -46,6 +46,10 @@ class Events:
         self._last_error_at: dict[str, float] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=20)
 
+    def attach(self, publisher: Publisher) -> None:
+        """The channel to write to; before `run`."""
+        self._publisher = publisher
+
     def send(self, kind: str, payload: Mapping[str, Any] | None = None, *, queue: str = STREAM_EVENTS) -> None:
         """Queue one event of type ``kind``; never blocks, never raises."""
         event = {"type": kind, **(payload or {})}

@@ -1,0 +1,368 @@
+"""The engine's part in one stream: keeps a session open, feeds it, takes its answers, survives its death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from proto import WIRE_VERSION
+from proto import engine_pb2 as pb
+
+from ..engine_client import EngineClient, EngineSession, first_ready, overrides_of, pick
+from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, Violation, WorkflowRefused
+from ..params import Update
+from .events import Events
+from .ledger import Outcome, Rate
+from .mailbox import Entry, Mailbox
+from .pacing import TICKS
+
+logger = logging.getLogger(__name__)
+
+#: Frames in one message. Batching spares descriptors, not bytes (hot-path.md section 4), and a large message of
+#: planes costs more per frame than a small one.
+MAX_FRAMES_PER_MESSAGE = 2
+
+#: How long an update waits for a session that is being opened before the caller is told to come back.
+UPDATE_WAIT_S = 3.0
+
+#: Total time of one UpdateSession call: a graph that is loading a model holds the executor this long.
+UPDATE_TIMEOUT_S = 30.0
+
+REOPEN_FIRST_S = 0.1
+REOPEN_MAX_S = 2.0
+
+#: Share of a new measurement in the running estimate of the engine's round trip.
+ESTIMATE_SHARE = 0.2
+
+#: The pass-through graph, for streams that were started without a workflow.
+PASS_THROUGH: dict[str, dict[str, Any]] = {
+    "1": {"class_type": "LoadTensor", "inputs": {}, "_meta": {"title": "live input"}},
+    "2": {"class_type": "SaveTensor", "inputs": {"images": ["1", 0]}, "_meta": {"title": "live output"}},
+}
+
+_DROP_REASONS = {
+    pb.Dropped.REASON_LATE: "late",
+    pb.Dropped.REASON_NO_OUTPUT: "no_output",
+    pb.Dropped.REASON_NO_CREDIT: "no_credit",
+    pb.Dropped.REASON_CLOSED: "closed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """``effective_pts``: input pts (90 kHz) of the first frame made with it; None until a frame came."""
+
+    version: int
+    effective_pts: int | None
+
+
+class Inference:
+    """Runs until cancelled. `prompt` and `version` are what the stream's engine session runs, or will run."""
+
+    def __init__(
+        self,
+        stream_id: str,
+        engines: Sequence[EngineClient],
+        mailbox: Mailbox,
+        events: Events,
+        workflow: dict[str, Any] | None,
+        *,
+        budget_s: float,
+        on_text: Callable[[pb.TextItem], None] = lambda _: None,
+    ) -> None:
+        self._stream_id = stream_id
+        self._engines = engines
+        self._mailbox = mailbox
+        self._events = events
+        self._budget_s = budget_s
+        self._on_text = on_text
+        self._format: pb.VideoFormat | None = None
+        self._format_known = asyncio.Event()
+        self._prompt_changed = asyncio.Event()
+        self._opened = asyncio.Event()
+        self._decided = asyncio.Event()  # a session opened, or the workflow was refused
+        self._engine: EngineClient | None = None
+        self._session: EngineSession | None = None
+        self._version_base = 0
+        self._engine_version = 1
+        self._attempts = 0
+        self._round_trip_s = 0.0
+        self._updating = asyncio.Lock()
+        self.prompt: dict[str, Any] = copy.deepcopy(workflow) if workflow else copy.deepcopy(PASS_THROUGH)
+        self.refused: HeadraceError | None = None  # why the workflow cannot run, while that lasts
+        self.rate = Rate()
+        self.reopened = 0
+        self.ever_processed = False
+        self.last_error: str | None = None
+        self.last_error_at: float | None = None  # loop time
+        self.last_reopen_at: float | None = None  # loop time
+        self.graph_ms = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        return self._session is not None
+
+    @property
+    def version(self) -> int:
+        """Of the parameters; it goes on over engine restarts."""
+        return self._version_base + self._engine_version
+
+    def set_format(self, width: int, height: int, colour: pb.Colour) -> None:
+        """Say what the frames look like; the session opens with the first picture."""
+        self._format = pb.VideoFormat(
+            width=width,
+            height=height,
+            time_base=pb.Rational(numerator=1, denominator=TICKS),
+            pixel_format=pb.PIXEL_FORMAT_I420,
+            colour=colour,
+        )
+        self._format_known.set()
+
+    # ---- the session's life
+
+    async def run(self) -> None:
+        """Open the session, and open it again whenever the engine is lost, with the last good parameters."""
+        await self._format_known.wait()
+        pause_s = REOPEN_FIRST_S
+        while True:
+            if pick(self._engines) is None:
+                self._mailbox.refuse("engine_gone" if self._attempts else "loading")
+            engine = await first_ready(self._engines)
+            try:
+                await self._run_session(engine)
+            except (WorkflowRefused, InvalidRequest) as exc:
+                self.refused = exc
+                self._decided.set()
+                self._failed("workflow_refused", exc.message, errors=[each.as_json() for each in exc.violations])
+                self._mailbox.refuse("workflow_refused")
+                self._prompt_changed.clear()
+                await self._prompt_changed.wait()
+            except (EngineGone, NotReady, NoSuchStream) as exc:
+                if self._attempts:
+                    self._failed("engine_gone", f"{exc.message}; the stream goes on and the session is opened again")
+                self._mailbox.refuse("engine_gone")
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, REOPEN_MAX_S)
+            else:
+                pause_s = REOPEN_FIRST_S
+
+    def _failed(self, reason: str, message: str, **facts: Any) -> None:
+        self.last_error = message
+        self.last_error_at = asyncio.get_running_loop().time()
+        logger.warning("stream %s: %s: %s", self._stream_id, reason, message)
+        self._events.error(reason, message, **facts)
+
+    async def _run_session(self, engine: EngineClient) -> None:
+        assert self._format is not None
+        loop = asyncio.get_running_loop()
+        request = pb.OpenSession(
+            session_id=f"{self._stream_id}.{self._attempts}" if self._attempts else self._stream_id,
+            wire_version=WIRE_VERSION,
+            workflow_json=json.dumps(self.prompt),
+            video=self._format,
+            latency_budget_ms=round(self._budget_s * 1000),
+        )
+        # Frames wait for a session that opens at once; a graph that loads for long must not hold them up.
+        patience = loop.call_later(self._budget_s, self._mailbox.refuse, "loading")
+        try:
+            async with engine.open(request, self._on_progress) as session:
+                patience.cancel()
+                await self._serve(engine, session)
+        finally:
+            patience.cancel()
+
+    async def _serve(self, engine: EngineClient, session: EngineSession) -> None:
+        logger.info("stream %s: engine session %s is open", self._stream_id, session.session_id)
+        if self._attempts:
+            self.reopened += 1
+            self.last_reopen_at = asyncio.get_running_loop().time()
+            self._events.send("restart", {"restart_count": self.reopened})
+        self._attempts += 1
+        self._version_base = self.version - session.opened.version
+        self._engine_version = session.opened.version
+        self._engine, self._session = engine, session
+        self.refused = None
+        self._round_trip_s = 0.0
+        self._mailbox.accept()
+        self._opened.set()
+        self._decided.set()
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._send(session), name=f"send {self._stream_id}")
+                both.create_task(self._read(session), name=f"read {self._stream_id}")
+        except* HeadraceError as group:
+            raise group.exceptions[0] from None
+        finally:
+            self._opened.clear()
+            self._engine = self._session = None
+
+    def _on_progress(self, progress: pb.Progress) -> None:
+        self._events.send(
+            "progress",
+            {
+                "stage": pb.Progress.Stage.Name(progress.stage).removeprefix("STAGE_").lower(),
+                "done": progress.done,
+                "total": progress.total,
+                "message": progress.message,
+            },
+        )
+
+    # ---- frames out and in
+
+    async def _send(self, session: EngineSession) -> None:
+        now = asyncio.get_running_loop().time
+        while True:
+            await session.credit()
+            entry = await self._mailbox.take(self._round_trip_s)
+            await session.send([_frame(entry, now(), self._budget_s)])
+
+    async def _read(self, session: EngineSession) -> None:
+        async for response in session.responses():
+            match response.WhichOneof("message"):
+                case "results":
+                    for result in response.results.results:
+                        self._settle(result)
+                case "text":
+                    for item in response.text.items:
+                        self._on_text(item)
+                case "fault":
+                    self._failed(response.fault.code, _sentence(response.fault), node_id=response.fault.node_id)
+                    if response.fault.code == "update_reverted":
+                        await self._read_back(session)
+                case "progress":
+                    self._on_progress(response.progress)
+        raise EngineGone("the engine ended the session")
+
+    def _settle(self, result: pb.FrameResult) -> None:
+        match result.WhichOneof("outcome"):
+            case "picture":
+                entry = self._mailbox.resolve(result.frame_id, Outcome.PROCESSED, "", result.picture)
+                if not self.ever_processed:
+                    self.ever_processed = True
+                    logger.info("stream %s: first processed picture", self._stream_id)
+                self.rate.tick()
+            case "failed":
+                entry = self._mailbox.resolve(result.frame_id, Outcome.FAILED, result.failed.code)
+                self._failed(
+                    result.failed.code or "node_failed",
+                    _sentence(result.failed),
+                    node_id=result.failed.node_id,
+                    class_type=result.failed.class_type,
+                )
+            case _:
+                reason = _DROP_REASONS.get(result.dropped.reason, "dropped")
+                entry = self._mailbox.resolve(result.frame_id, Outcome.DROPPED, reason)
+        if entry is not None and entry.sent_at is not None:
+            took_s = asyncio.get_running_loop().time() - entry.sent_at
+            self._round_trip_s += ESTIMATE_SHARE * (took_s - self._round_trip_s)
+            self.graph_ms += ESTIMATE_SHARE * (result.graph_us / 1000 - self.graph_ms)
+
+    # ---- parameters
+
+    async def update(self, update: Update, *, dry_run: bool = False, expected_version: int = 0) -> UpdateResult:
+        """Apply a workflow and node overrides, all or nothing, between two frames.
+
+        expected_version: 0, or the version that the caller has seen. Raises InvalidRequest, WorkflowRefused,
+        VersionConflict, NotReady. After any of them the running graph is what it was.
+        """
+        async with self._updating:
+            if self.refused is not None and update.workflow is not None:
+                return await self._replace_refused(update, dry_run)
+            engine, session = await self._open_session()
+            request = pb.UpdateSessionRequest(
+                session_id=session.session_id,
+                workflow_json=json.dumps(update.workflow) if update.workflow is not None else "",
+                overrides=overrides_of(update.overrides),
+                dry_run=dry_run,
+            )
+            if expected_version:
+                # A version from before the engine's restart still means the same parameters; one that the engine
+                # cannot have is asked for as it is and refused there.
+                request.expected_version = max(expected_version - self._version_base, 0) or 2**63
+            answer = await engine.update(request, UPDATE_TIMEOUT_S)
+            if not dry_run:
+                self._engine_version = answer.version
+                self._merge(update)
+            effective = answer.effective_pts if answer.HasField("effective_pts") else None
+            return UpdateResult(self._version_base + answer.version, effective)
+
+    def _merge(self, update: Update) -> None:
+        """Keep what was accepted, for the next session after an engine's death."""
+        if update.workflow is not None:
+            self.prompt = copy.deepcopy(update.workflow)
+        for node_id, inputs in update.overrides.items():
+            self.prompt[node_id].setdefault("inputs", {}).update(inputs)
+
+    async def _open_session(self) -> tuple[EngineClient, EngineSession]:
+        if self.refused is not None:
+            raise WorkflowRefused(
+                f"the workflow does not run, so its nodes cannot be changed: {self.refused.message}. "
+                "Send a whole workflow as `prompts`.",
+                self.refused.violations,
+            )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UPDATE_WAIT_S):
+                await self._opened.wait()
+        if self._engine is None or self._session is None:
+            raise NotReady("the engine is loading or being restarted; the stream goes on, send the update again")
+        return self._engine, self._session
+
+    async def _replace_refused(self, update: Update, dry_run: bool) -> UpdateResult:
+        """A whole workflow in place of one that never ran."""
+        assert update.workflow is not None
+        engine = pick(self._engines)
+        if engine is None:
+            raise NotReady("the engine is loading or being restarted; send the workflow again")
+        raise_for_findings(await engine.check(update.workflow))
+        if not dry_run:
+            self._merge(update)
+            self.refused = None
+            self._prompt_changed.set()
+        return UpdateResult(self.version, None)
+
+    async def _read_back(self, session: EngineSession) -> None:
+        """The engine restored older parameters by itself: take over what runs."""
+        if self._engine is not None:
+            description = await self._engine.describe(session.session_id)
+            self.prompt = json.loads(description.workflow_json)
+            self._engine_version = description.version
+
+    async def opened_or_refused(self) -> None:
+        """Wait until an update can be answered: a session is open, or the workflow does not run."""
+        while self.refused is None and not self._opened.is_set():
+            self._decided.clear()
+            await self._decided.wait()
+
+
+def raise_for_findings(findings: Sequence[pb.Finding]) -> None:
+    """Raise WorkflowRefused with one violation for each error among ``findings``."""
+    errors = [finding for finding in findings if finding.severity == pb.Finding.SEVERITY_ERROR]
+    if errors:
+        violations = tuple(
+            Violation(error.path, f"{error.message} {error.remedy}".strip() if error.remedy else error.message)
+            for error in errors
+        )
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise WorkflowRefused(f"the workflow cannot run here: {errors[0].message}{more}", violations)
+
+
+def _frame(entry: Entry, now: float, budget_s: float) -> pb.Frame:
+    # One copy of the planes into the message, one into gRPC's buffer (hot-path.md section 4).
+    return pb.Frame(
+        frame_id=entry.frame_id,
+        pts=entry.pts,
+        planes=entry.planes,
+        # Measured against the due time, not the arrival: the last frame of a burst has waited long and is not late.
+        age_ms=max(0, round((budget_s - (entry.due - now)) * 1000)),
+    )
+
+
+def _sentence(fault: pb.Fault) -> str:
+    where = f"node {fault.node_id} ({fault.class_type}): " if fault.node_id else ""
+    return f"{where}{fault.message}"

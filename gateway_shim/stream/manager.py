@@ -1,0 +1,168 @@
+"""All streams of this worker: who may start, who is addressed, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Self
+
+from ..engine_client import EngineClient, EngineState, pick
+from ..errors import EngineGone, NoSuchStream, NotReady, StreamConflict, StreamsFull
+from ..params import StartRequest
+from .inference import UpdateResult, raise_for_findings
+from .session import StreamSession, StreamSettings
+
+logger = logging.getLogger(__name__)
+
+#: Time for the engine to look at a workflow while the orchestrator waits; it gives a start up after 5 s in all.
+CHECK_TIMEOUT_S = 2.0
+
+
+class Streams:
+    """Owns every stream's task. Streams share nothing but the engines."""
+
+    def __init__(
+        self,
+        engines: Sequence[EngineClient],
+        *,
+        capacity: int,
+        settings: StreamSettings,
+        default_workflow: dict[str, Any] | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.capacity = capacity
+        self.on_change = on_change
+        self._engines = engines
+        self._settings = settings
+        self._default_workflow = default_workflow
+        self._sessions: dict[str, StreamSession] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.drain(0.0)
+
+    @property
+    def active(self) -> Mapping[str, StreamSession]:
+        return MappingProxyType(self._sessions)
+
+    # ---- start and stop
+
+    async def start(self, request: StartRequest) -> StreamSession:
+        """Start a stream; returns at once, models load while frames pass through.
+
+        The same request again (same id, same channels) gives the running stream. Raises StreamConflict, StreamsFull,
+        NotReady when no engine answers, WorkflowRefused with every finding.
+        """
+        if (running := self._sessions.get(request.stream_id)) is not None:
+            if running.request.channels == request.channels:
+                return running
+            raise StreamConflict(f"stream {request.stream_id} runs already, with other channels; stop it first")
+        self._check_room()
+        if request.workflow is None and self._default_workflow is not None:
+            request = replace(request, workflow=self._default_workflow)
+        await self._check_workflow(request)
+        # The check took time: another start may have come first.
+        if request.stream_id in self._sessions:
+            return await self.start(request)
+        self._check_room()
+        session = StreamSession(request, self._engines, self._settings)
+        self._sessions[request.stream_id] = session
+        self._idle.clear()
+        self._tasks[request.stream_id] = asyncio.create_task(self._run(session), name=f"stream {request.stream_id}")
+        logger.info("stream %s: started, %d of %d", request.stream_id, len(self._sessions), self.capacity)
+        self.on_change()
+        return session
+
+    def _check_room(self) -> None:
+        if self._draining:
+            raise NotReady("this worker is shutting down and takes no stream")
+        if len(self._sessions) >= self.capacity:
+            raise StreamsFull(f"insufficient capacity: all {self.capacity} streams are in use")
+        if all(engine.state in (EngineState.ABSENT, EngineState.DEAD) for engine in self._engines):
+            raise NotReady("the engine does not answer; supervisord restarts it, try again in a few seconds")
+
+    async def _check_workflow(self, request: StartRequest) -> None:
+        engine = pick(self._engines)
+        if request.workflow is None or engine is None:
+            return  # an engine that is loading says later what it thinks of it, as an error event
+        try:
+            raise_for_findings(await engine.check(request.workflow, CHECK_TIMEOUT_S))
+        except EngineGone as exc:
+            logger.warning("stream %s: the workflow could not be checked: %s", request.stream_id, exc)
+
+    async def _run(self, session: StreamSession) -> None:
+        try:
+            await session.run()
+        finally:
+            self._sessions.pop(session.stream_id, None)
+            self._tasks.pop(session.stream_id, None)
+            if not self._sessions:
+                self._idle.set()
+            self.on_change()
+
+    async def stop(self, stream_id: str | None, reason: str, timeout_s: float = 8.0) -> bool:
+        """End one stream and wait for it; with no id the only one. False when there is no such stream: a late
+        duplicate of a stop is no error (protocol.md 3.5)."""
+        if stream_id is None and len(self._sessions) == 1:
+            stream_id = next(iter(self._sessions))
+        session = self._sessions.get(stream_id or "")
+        if session is None:
+            return False
+        task = self._tasks[session.stream_id]
+        session.stop(reason)
+        await asyncio.wait({task}, timeout=timeout_s)
+        return True
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take no stream any more, let the running ones end by themselves until ``deadline_s``, then end them."""
+        self._draining = True
+        self.on_change()
+        tasks = list(self._tasks.values())
+        if tasks and deadline_s > 0:
+            await asyncio.wait(tasks, timeout=deadline_s)
+        for session in list(self._sessions.values()):
+            session.stop("this worker is shutting down")
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=8.0)
+            for task in late:
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(*late, return_exceptions=True)
+
+    async def wait_idle(self) -> None:
+        """Wait until no stream runs."""
+        await self._idle.wait()
+
+    # ---- the running ones
+
+    def get(self, stream_id: str | None) -> StreamSession:
+        """A running stream by its id or another name that its start gave; with no id the only one.
+
+        Raises NoSuchStream."""
+        if stream_id is None:
+            if len(self._sessions) == 1:
+                return next(iter(self._sessions.values()))
+            running = ", ".join(self._sessions) or "none"
+            raise NoSuchStream(f"say which stream (X-Stream-Id, or in the path); running: {running}")
+        if (session := self._sessions.get(stream_id)) is not None:
+            return session
+        for session in self._sessions.values():
+            if stream_id in session.request.aliases:
+                return session
+        raise NoSuchStream(f"stream {stream_id} is not running here")
+
+    async def update(
+        self, stream_id: str | None, body: Any, *, dry_run: bool = False, expected_version: int = 0
+    ) -> UpdateResult:
+        """Apply an update to one stream; see `StreamSession.update`."""
+        return await self.get(stream_id).update(body, dry_run=dry_run, expected_version=expected_version)

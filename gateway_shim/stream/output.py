@@ -1,0 +1,192 @@
+"""From outcomes to the output channel: fallback, encoder, segments."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ..media.decode import Sound
+from ..media.encode import Chunk, Encoder, EncoderSettings
+from ..media.planes import frame_of
+from ..trickle.publisher import OutgoingSegment, Publisher
+from ..trickle.wire import ChannelClosed, ChannelError
+from .av_sync import AudioGate
+from .fallback import Fallback, Shown
+from .ledger import Ledger, Outcome, Rate
+from .mailbox import Entry, Mailbox
+
+logger = logging.getLogger(__name__)
+
+#: A frame that is this much past its due time when its turn comes is not encoded at all: the encoder cannot keep up
+#: and a viewer is better served by the next one.
+OVERLOAD_S = 1.0
+
+#: How often sound without a picture is looked for.
+AUDIO_TICK_S = 0.1
+
+#: How long a finished segment may take to arrive while the next one is already open.
+SEGMENT_CLOSE_S = 5.0
+
+
+class Output:
+    """Takes frames from the mailbox in order and publishes until the mailbox is closed and empty."""
+
+    def __init__(
+        self,
+        publisher: Publisher | None,
+        mailbox: Mailbox,
+        gate: AudioGate[Sound],
+        ledger: Ledger,
+        *,
+        has_audio: Callable[[], bool],
+        settings: Callable[[Entry, bool], EncoderSettings],
+        on_first_segment: Callable[[], None] = lambda: None,
+        name: str = "",
+    ) -> None:
+        self._publisher = publisher
+        self._mailbox = mailbox
+        self._gate = gate
+        self._ledger = ledger
+        self._has_audio = has_audio
+        self._settings = settings
+        self._on_first_segment = on_first_segment
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"encode {name}")
+        self._encoder: Encoder | None = None
+        self._segment: OutgoingSegment | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._writing = asyncio.Lock()
+        self.fallback = Fallback(clock=asyncio.get_running_loop().time)
+        self.rate = Rate()
+        self.segments = 0
+        self.lost_segments = 0  # that the channel did not take
+        self.last_output_at: float | None = None  # loop time
+
+    async def run(self) -> None:
+        """Raises ChannelClosed when the orchestrator ended the output channel."""
+        audio = asyncio.create_task(self._release_overdue(), name="overdue sound")
+        try:
+            while (entry := await self._mailbox.pop()) is not None:
+                await self._show(entry)
+            await self._finish()
+        finally:
+            audio.cancel()
+            await asyncio.gather(audio, return_exceptions=True)
+
+    async def _show(self, entry: Entry) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - entry.due > OVERLOAD_S:
+            self._ledger.settle(Outcome.DROPPED, "output_overload")
+            return
+        shown = self.fallback.choose(entry)
+        self._settle(entry, shown)
+        async with self._writing:
+            await self._write(await self._in_worker(self._encode, entry, shown))
+            await self._write_sound(self._gate.release(entry.pts))
+        self._ledger.published += 1
+        self.rate.tick()
+        self.last_output_at = asyncio.get_running_loop().time()
+
+    def _settle(self, entry: Entry, shown: Shown) -> None:
+        """The ledger tells what the viewer saw, not what was planned."""
+        assert entry.outcome is not None
+        outcome = entry.outcome
+        if shown.repeated:
+            self._ledger.repeated += 1
+            if outcome is Outcome.PASSED_THROUGH:
+                outcome = Outcome.DROPPED
+        elif outcome is Outcome.DROPPED:
+            outcome = Outcome.PASSED_THROUGH
+        self._ledger.settle(outcome, entry.reason)
+
+    async def _release_overdue(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(AUDIO_TICK_S)
+            async with self._writing:
+                await self._write_sound(self._gate.overdue(loop.time()))
+
+    async def _in_worker(self, step: Callable[..., list[Chunk]], *arguments: Any) -> list[Chunk]:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, step, *arguments)
+
+    # ---- on the encoder thread
+
+    def _encode(self, entry: Entry, shown: Shown) -> list[Chunk]:
+        if self._encoder is None:
+            self._encoder = Encoder(self._settings(entry, self._has_audio()))
+        chunks: list[Chunk] = self._encoder.video(frame_of(shown.planes, shown.width, shown.height), shown.pts)
+        return chunks
+
+    def _encode_sound(self, blocks: list[Sound]) -> list[Chunk]:
+        if self._encoder is None:
+            return []
+        return [chunk for block in blocks for chunk in self._encoder.audio(block.frame, block.pts)]
+
+    def _flush(self) -> list[Chunk]:
+        return self._encoder.flush() if self._encoder is not None else []
+
+    # ---- segments
+
+    async def _write_sound(self, blocks: Iterable[Sound]) -> None:
+        if waiting := list(blocks):
+            await self._write(await self._in_worker(self._encode_sound, waiting))
+
+    async def _write(self, chunks: list[Chunk]) -> None:
+        if self._publisher is None:
+            return
+        for chunk in chunks:
+            if chunk.starts_segment:
+                await self._next_segment(self._publisher)
+            if self._segment is None:
+                continue  # the rest of a segment that was lost: of no use without its beginning
+            try:
+                await self._segment.write(chunk.data)
+            except ChannelClosed:
+                raise
+            except ChannelError as exc:
+                self.lost_segments += 1
+                self._segment = None
+                logger.warning("an output segment was lost: %s", exc)
+
+    async def _next_segment(self, publisher: Publisher) -> None:
+        if self._segment is not None:
+            # Awaiting the answer here would hold up the first frames of the next segment by a round trip.
+            closing = asyncio.create_task(self._close_segment(self._segment), name="close segment")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            self._segment = None
+        self._segment = await publisher.open_segment()
+        self.segments += 1
+        if self.segments == 1:
+            self._on_first_segment()
+
+    async def _close_segment(self, segment: OutgoingSegment) -> None:
+        try:
+            async with asyncio.timeout(SEGMENT_CLOSE_S):
+                await segment.close()
+        except (ChannelError, TimeoutError) as exc:
+            # A channel that is over says so at the next write too; a lost end of one segment is a gap.
+            logger.info("an output segment did not end cleanly: %s", exc or "no answer")
+
+    async def _finish(self) -> None:
+        async with self._writing:
+            await self._write_sound(self._gate.rest())
+            await self._write(await self._in_worker(self._flush))
+            if self._segment is not None:
+                await self._close_segment(self._segment)
+                self._segment = None
+
+    async def close(self) -> None:
+        """End the encoder thread and what is still closing; call when `run` has ended or was cancelled."""
+        if self._segment is not None:
+            await self._close_segment(self._segment)
+            self._segment = None
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=SEGMENT_CLOSE_S)
+        for task in self._closing:
+            task.cancel()
+        self._worker.shutdown(wait=True)
+        if self._encoder is not None:
+            self._encoder.close()

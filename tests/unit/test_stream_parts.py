@@ -1,0 +1,318 @@
+"""The pure parts of a stream: due times, the output clock, the gate for sound, fallback, ledger, state."""
+
+import asyncio
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway_shim.stream.av_sync import AudioGate, StreamClock
+from gateway_shim.stream.fallback import Fallback
+from gateway_shim.stream.ledger import Ledger, Outcome
+from gateway_shim.stream.mailbox import Entry, Mailbox
+from gateway_shim.stream.pacing import TICKS, Pacer
+from gateway_shim.stream.state import StreamFacts, StreamState, stream_state
+
+FRAME = TICKS // 30
+
+
+@dataclass
+class Block:
+    pts: int
+
+
+@dataclass
+class Picture:
+    planes: bytes = b"processed"
+    width: int = 2
+    height: int = 2
+
+
+def entry(frame_id: int, *, due: float = 1e9, pts: int | None = None) -> Entry:
+    pts = frame_id * FRAME if pts is None else pts
+    return Entry(frame_id, pts, b"source", 4, 4, None, 0.0, due)
+
+
+# ---- pacing
+
+
+def test_frames_in_step_have_exactly_the_budget() -> None:
+    pacer = Pacer(0.4)
+    for number in range(300):
+        now = 100 + number / 30
+        assert pacer.due(number * FRAME, now) == pytest.approx(now + 0.4)
+
+
+def test_last_frame_of_a_burst_is_due_when_its_picture_is() -> None:
+    pacer = Pacer(0.4)
+    due = [pacer.due(number * FRAME, 100.0) for number in range(60)]
+    assert due[0] == pytest.approx(100.4)
+    assert due[59] == pytest.approx(100.4 + 59 / 30)
+    # The next burst comes two seconds later, and its first frame has no less than the budget.
+    assert pacer.due(60 * FRAME, 102.0) == pytest.approx(102.4)
+
+
+def test_a_late_start_is_forgotten() -> None:
+    pacer = Pacer(0.4, window_s=3.0)
+    pacer.due(0, 102.0)  # two seconds late
+    last = [pacer.due(number * FRAME, 100 + number / 30) for number in range(60, 300)][-1]
+    assert last == pytest.approx(100 + 299 / 30 + 0.4)
+
+
+def test_a_jump_of_the_clock_does_not_move_due_times_away() -> None:
+    pacer = Pacer(0.4)
+    pacer.due(0, 100.0)
+    assert pacer.due(1000 * TICKS, 100.1) == pytest.approx(100.5)
+    assert pacer.due(0, 100.2) == pytest.approx(100.6)
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.5), st.integers(1, 5 * FRAME)), max_size=60))
+def test_no_frame_ever_has_less_than_the_budget(steps: list[tuple[float, int]]) -> None:
+    pacer, now, pts = Pacer(0.25), 50.0, 0
+    for wait, ticks in steps:
+        now, pts = now + wait, pts + ticks
+        assert pacer.due(pts, now) >= now + 0.25 - 1e-9
+
+
+# ---- the output clock
+
+
+def test_output_pts_are_input_pts() -> None:
+    clock = StreamClock()
+    for number in range(100):
+        assert clock.map("video", 8_000_000_000 + number * FRAME, number / 30) == 8_000_000_000 + number * FRAME
+
+
+def test_a_pause_keeps_the_pts() -> None:
+    clock = StreamClock()
+    clock.map("video", 0, 0.0)
+    assert clock.map("video", 40 * TICKS, 40.0) == 40 * TICKS
+
+
+def test_a_publisher_that_begins_again_goes_on_without_a_freeze() -> None:
+    clock = StreamClock()
+    for number in range(30):
+        clock.map("video", number * FRAME, number / 30)
+        clock.map("audio", number * FRAME, number / 30)
+    first = clock.map("video", 0, 1.1)
+    assert first == 29 * FRAME + FRAME
+    assert clock.map("audio", 0, 1.1) == first, "sound and picture share the shift"
+    assert clock.map("video", FRAME, 1.2) == first + FRAME
+    assert clock.jumps == 1
+
+
+def test_sound_may_jump_first() -> None:
+    clock = StreamClock()
+    clock.map("video", 100 * TICKS, 0.0)
+    clock.map("audio", 100 * TICKS, 0.0)
+    sound = clock.map("audio", 0, 0.1)
+    assert clock.map("video", 0, 0.1) == sound
+    assert clock.jumps == 1
+
+
+def test_sound_that_begins_after_a_jump_joins_the_picture() -> None:
+    clock = StreamClock()
+    clock.map("video", 100 * TICKS, 0.0)
+    picture = clock.map("video", 0, 0.1)
+    assert clock.map("audio", 0, 0.2) == picture
+
+
+def test_a_jump_far_ahead_of_real_time_is_closed() -> None:
+    clock = StreamClock()
+    clock.map("video", 0, 0.0)
+    assert clock.map("video", 500 * TICKS, 0.1) == FRAME
+
+
+# ---- sound
+
+
+def test_sound_goes_out_with_its_picture_and_never_before_the_first() -> None:
+    gate: AudioGate[Block] = AudioGate()
+    for pts in (0, 1800, 3600, 5400):
+        gate.put(Block(pts), due=10.0)
+    assert [block.pts for block in gate.overdue(11.0)] == []
+    assert [block.pts for block in gate.release(3000)] == [0, 1800]
+    assert [block.pts for block in gate.release(4000)] == [3600]
+    assert [block.pts for block in gate.overdue(9.0)] == []
+    assert [block.pts for block in gate.overdue(10.0)] == [5400]
+
+
+def test_sound_from_long_before_the_first_picture_is_dropped() -> None:
+    gate: AudioGate[Block] = AudioGate()
+    for pts in (0, 80_000, 90_000):
+        gate.put(Block(pts), due=10.0)
+    assert [block.pts for block in gate.release(90_000)] == [90_000]
+    assert gate.dropped == 2
+
+
+def test_sound_waiting_for_a_picture_that_never_comes_is_bounded() -> None:
+    gate: AudioGate[Block] = AudioGate(hold_s=1.0)
+    for number in range(1000):
+        gate.put(Block(number * 1800), due=1e9)
+    assert len(gate) == 51
+
+
+# ---- fallback
+
+
+def test_a_late_frame_repeats_the_last_picture_then_passes_through() -> None:
+    now = [0.0]
+    fallback = Fallback(0.5, clock=lambda: now[0])
+    good, late = entry(0), entry(1)
+    good.outcome, good.result = Outcome.PROCESSED, Picture()
+    late.outcome = Outcome.DROPPED
+    assert fallback.choose(late).planes == b"source", "nothing to repeat yet"
+    assert fallback.choose(good).planes == b"processed"
+    now[0] = 0.4
+    shown = fallback.choose(late)
+    assert (shown.planes, shown.pts, shown.repeated) == (b"processed", FRAME, True)
+    now[0] = 0.6
+    shown = fallback.choose(late)
+    assert (shown.planes, shown.repeated) == (b"source", False)
+
+
+# ---- mailbox
+
+
+async def test_frames_leave_in_order_whatever_order_the_answers_have() -> None:
+    box = Mailbox(10)
+    for number in range(3):
+        box.put(entry(number))
+    box.resolve(2, Outcome.PROCESSED)
+    box.resolve(0, Outcome.PROCESSED)
+    assert (await box.pop()).frame_id == 0  # type: ignore[union-attr]
+    waiting = asyncio.create_task(box.pop())
+    await asyncio.sleep(0)
+    assert not waiting.done(), "frame 1 has no answer yet, frame 2 must wait for it"
+    box.resolve(1, Outcome.FAILED)
+    assert (await waiting).frame_id == 1  # type: ignore[union-attr]
+    assert (await box.pop()).frame_id == 2  # type: ignore[union-attr]
+
+
+async def test_a_frame_without_an_answer_leaves_when_it_is_due() -> None:
+    box = Mailbox(10)
+    now = asyncio.get_running_loop().time()
+    box.put(entry(0, due=now + 0.05))
+    popped = await box.pop()
+    assert popped is not None
+    assert (popped.outcome, popped.reason) == (Outcome.DROPPED, "late")
+    assert asyncio.get_running_loop().time() >= now + 0.05
+    assert box.resolve(0, Outcome.PROCESSED) is None, "an answer after that is too late"
+
+
+async def test_second_answer_for_a_frame_is_ignored() -> None:
+    box = Mailbox(10)
+    box.put(entry(0))
+    assert box.resolve(0, Outcome.PROCESSED) is not None
+    assert box.resolve(0, Outcome.FAILED) is None
+    assert box.resolve(77, Outcome.PROCESSED) is None
+    assert (await box.pop()).outcome is Outcome.PROCESSED  # type: ignore[union-attr]
+
+
+async def test_taker_skips_frames_that_cannot_make_it() -> None:
+    box = Mailbox(10)
+    now = asyncio.get_running_loop().time()
+    box.put(entry(0, due=now + 0.05))
+    box.put(entry(1, due=now + 0.1))
+    box.put(entry(2, due=now + 9))
+    assert (await box.take(0.5)).frame_id == 2
+    assert (await box.pop()).reason == "late"  # type: ignore[union-attr]
+
+
+async def test_refused_frames_pass_at_once() -> None:
+    box = Mailbox(10)
+    box.put(entry(0))
+    box.refuse("engine_gone")
+    box.put(entry(1))
+    for _ in range(2):
+        popped = await box.pop()
+        assert popped is not None
+        assert (popped.outcome, popped.reason) == (Outcome.PASSED_THROUGH, "engine_gone")
+    box.accept()
+    box.put(entry(2))
+    assert (await box.take(0.0)).frame_id == 2
+
+
+async def test_a_full_mailbox_holds_the_producer_until_one_leaves() -> None:
+    box = Mailbox(2)
+    box.put(entry(0))
+    await asyncio.wait_for(box.room(), 1)
+    box.put(entry(1))
+    blocked = asyncio.create_task(box.room())
+    await asyncio.sleep(0)
+    assert not blocked.done()
+    box.resolve(0, Outcome.PROCESSED)
+    await box.pop()
+    await asyncio.wait_for(blocked, 1)
+
+
+async def test_pop_ends_after_close_when_all_are_out() -> None:
+    box = Mailbox(2)
+    box.put(entry(0))
+    box.close()
+    box.resolve(0, Outcome.PROCESSED)
+    assert await box.pop() is not None
+    assert await box.pop() is None
+
+
+# ---- ledger
+
+
+@given(st.lists(st.sampled_from(["receive", *Outcome]), max_size=200))
+def test_every_frame_has_one_line(steps: list[str]) -> None:
+    ledger = Ledger()
+    for step in steps:
+        if step == "receive":
+            ledger.receive()
+        elif ledger.in_flight:
+            ledger.settle(Outcome(step), "reason")
+        account = ledger.as_json()
+        assert account["received"] == sum(account[key] for key in (*map(str, Outcome), "in_flight"))  # type: ignore[misc]
+
+
+def test_settling_twice_is_a_fault_of_ours() -> None:
+    ledger = Ledger()
+    ledger.receive()
+    ledger.settle(Outcome.PROCESSED)
+    with pytest.raises(AssertionError):
+        ledger.settle(Outcome.PROCESSED)
+
+
+# ---- state
+
+HEALTHY = StreamFacts(
+    running=True,
+    engine_open=True,
+    ever_processed=True,
+    age_s=60,
+    input_age_s=0.1,
+    input_fps=30,
+    output_age_s=0.1,
+    inference_fps=30,
+    error_age_s=None,
+    restart_age_s=None,
+    workflow_refused=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        ({}, StreamState.ONLINE),
+        ({"running": False}, StreamState.OFFLINE),
+        ({"input_age_s": None, "age_s": 5}, StreamState.LOADING),
+        ({"input_age_s": 3.0}, StreamState.DEGRADED_INPUT),
+        ({"input_age_s": 91.0}, StreamState.ERROR),
+        ({"ever_processed": False}, StreamState.LOADING),
+        ({"engine_open": False}, StreamState.DEGRADED_INFERENCE),
+        ({"workflow_refused": True}, StreamState.DEGRADED_INFERENCE),
+        ({"inference_fps": 4}, StreamState.DEGRADED_INFERENCE),
+        ({"error_age_s": 2.0}, StreamState.DEGRADED_INFERENCE),
+        ({"error_age_s": 20.0}, StreamState.ONLINE),
+        ({"restart_age_s": 20.0}, StreamState.DEGRADED_INFERENCE),
+        ({"input_fps": 12, "inference_fps": 12}, StreamState.DEGRADED_INPUT),
+    ],
+)
+def test_state_follows_from_facts(change: dict[str, object], state: StreamState) -> None:
+    assert stream_state(replace(HEALTHY, **change)) is state  # type: ignore[arg-type]
