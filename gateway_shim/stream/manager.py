@@ -146,9 +146,7 @@ class Streams:
     # ---- the running ones
 
     def get(self, stream_id: str | None) -> StreamSession:
-        """A running stream by its id or another name that its start gave; with no id the only one.
-
-        Raises NoSuchStream."""
+        """A running stream by its id; with no id the only one. Raises NoSuchStream."""
         if stream_id is None:
             if len(self._sessions) == 1:
                 return next(iter(self._sessions.values()))
@@ -156,9 +154,6 @@ class Streams:
             raise NoSuchStream(f"say which stream (X-Stream-Id, or in the path); running: {running}")
         if (session := self._sessions.get(stream_id)) is not None:
             return session
-        for session in self._sessions.values():
-            if stream_id in session.request.aliases:
-                return session
         raise NoSuchStream(f"stream {stream_id} is not running here")
 
     async def update(

@@ -42,11 +42,9 @@ from .state import StreamFacts, StreamState, stream_state
 
 logger = logging.getLogger(__name__)
 
-#: Silence of the input after which the stream is over (ai-runner's process guardian, protocol.md 6.3).
-INPUT_SILENCE_S = 60.0
-
-#: The same before the first byte: a gateway starts the stream when the job is accepted and publishes when its user
-#: connects, minutes later (protocol.md 3.4 step 5); the broker itself sweeps idle channels after five.
+#: Silence of the input before its first byte after which the stream is over: a gateway starts the stream when the job
+#: is accepted and publishes when its user connects, minutes later (protocol.md 3.4 step 5); the broker itself sweeps
+#: idle channels after five.
 FIRST_INPUT_S = 300.0
 
 #: Frames between decoder and encoder. Two seconds of 30 fps, the usual burst; beyond it the channel waits.
@@ -71,6 +69,7 @@ class StreamSettings:
     preset: str = "superfast"
     bit_rate: int | None = None  # bits per second; None: from size and rate
     segment_s: float = 2.0
+    input_timeout_s: float = 60.0  # silence after which a stream is over (ai-runner's guardian, protocol.md 6.3)
     pipeline: str = PIPELINE_NAME
 
 
@@ -246,7 +245,7 @@ class StreamSession:
             return
         while True:
             last = self._intake.last_input_at
-            limit_s = INPUT_SILENCE_S if last is not None else FIRST_INPUT_S
+            limit_s = self._settings.input_timeout_s if last is not None else FIRST_INPUT_S
             left = (last if last is not None else self._started_at) + limit_s - self._loop.time()
             if left <= 0:
                 self._end(f"no input for {limit_s:.0f} s")
