@@ -1,0 +1,175 @@
+"""What sessions need from the graph layer, and the one graph that needs none of it.
+
+``Graph`` and ``Backend`` are the seam at which tests put stubs. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from .config import Settings
+from .graph.schema import NodeDefinition
+from .graph.workflow import Finding, Prompt, Workflow
+from .wire import VideoFormat
+
+#: The sentence that every refusal without a ComfyUI ends with.
+HOW_TO_GET_COMFYUI: Final = "run make comfyui, or set COMFYUI_DIR to your ComfyUI"
+
+Overrides = Mapping[str, Mapping[str, Any]]
+#: Called with (stage, message) while something slow is under way; stages are those of ``Progress.Stage``.
+Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FrameIn:
+    """One frame on its way into a graph. ``planes`` as ``VideoFormat`` says, without row padding."""
+
+    frame_id: int
+    pts: int
+    planes: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PictureOut:
+    """One picture out of a graph, in the session's pixel format and colour; the size is the graph's, even."""
+
+    planes: bytes
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What one run of a graph gave. ``pictures`` has one entry per frame, None where the graph gave none."""
+
+    pictures: Sequence[PictureOut | None]
+    texts: Sequence[tuple[str, str]] = ()  # (node id, text), of the whole run
+    graph_us: int = 0
+    convert_us: int = 0
+
+
+class GraphFailed(Exception):
+    """A node raised, or the device ran out of memory. The graph stays usable; the next frame may succeed."""
+
+    def __init__(
+        self, message: str, *, code: str = "node_failed", node_id: str = "", class_type: str = "", exception: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.node_id = node_id
+        self.class_type = class_type
+        self.exception = exception
+
+
+class Graph(Protocol):
+    """One session's runner with its pixel conversion. Called on the executor thread, unless ``inline``."""
+
+    runner: str  # "executor", "plan", "pass_through"
+    runner_reason: str
+    inline: bool  # runs in microseconds and without torch: no need to go through the executor thread
+
+    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
+        """One run. A prompt other than the last one's has been accepted by ``Backend`` and applies from here on.
+
+        Raises GraphFailed; every frame of the run has failed then.
+        """
+
+    def close(self) -> None:
+        """Free everything; no other call follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComfyInfo:
+    """Of the loaded ComfyUI."""
+
+    version: str = ""
+    node_classes: int = 0
+    failed_packs: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """Memory in bytes, utilization in percent; 0 where it is unknown."""
+
+    type: str = "cpu"
+    name: str = ""
+    uuid: str = ""
+    memory_total_bytes: int = 0
+    memory_free_bytes: int = 0
+    compute: tuple[int, int] = (0, 0)
+    utilization_compute: float = 0.0
+    utilization_memory: float = 0.0
+
+
+class Backend(Protocol):
+    """The graph layer as a whole. Called on the executor thread, except ``device`` and ``interrupt`` (any thread)."""
+
+    def load(self) -> ComfyInfo:
+        """Import torch and ComfyUI. Any exception means: failed, and its text says why."""
+
+    def device(self) -> DeviceInfo:
+        """Of the moment; cheap."""
+
+    def definitions(self) -> Sequence[NodeDefinition]:
+        """Of every class that is known."""
+
+    def check(self, workflow: Workflow) -> list[Finding]:
+        """Everything that is wrong with the workflow on this ComfyUI; an empty list means that it runs."""
+
+    def override(self, prompt: Prompt, overrides: Overrides) -> Prompt:
+        """A new prompt with all overrides applied and checked. Raises OverrideError; ``prompt`` stays as it is."""
+
+    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Graph:
+        """Load and warm a graph of its own. Raises GraphFailed or WorkflowError, and leaves nothing behind then."""
+
+    def interrupt(self) -> None:
+        """Ask the run that is under way to end soon."""
+
+
+@dataclass(slots=True)
+class PassThrough:
+    """The picture as it came, byte by byte. Needs neither torch nor ComfyUI."""
+
+    width: int
+    height: int
+    runner: str = "pass_through"
+    runner_reason: str = "the workflow hands its live input to its live output"
+    inline: bool = field(default=True, init=False)
+
+    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
+        return RunResult([PictureOut(frame.planes, self.width, self.height) for frame in frames])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def cpu_device() -> DeviceInfo:
+    """This machine's processor, from ``/proc``."""
+    memory = {}
+    with contextlib.suppress(OSError), open("/proc/meminfo") as lines:
+        memory = dict(line.split(":", 1) for line in lines if ":" in line)
+
+    def size(name: str) -> int:
+        return int(memory.get(name, "0 kB").split()[0]) * 1024
+
+    return DeviceInfo("cpu", _cpu_name(), "", size("MemTotal"), size("MemAvailable"))
+
+
+@functools.cache
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def backend_of(settings: Settings) -> Backend | None:
+    """The backend that the settings ask for; None without a ComfyUI."""
+    return None

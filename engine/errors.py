@@ -1,0 +1,160 @@
+"""Everything that can be wrong with a call, and the one table from there to gRPC.
+
+A refused call ends with a status and ``google.rpc`` details: ``ErrorInfo`` carries the stable reason,
+``BadRequest`` one ``FieldViolation`` per wrong field. Nothing running is lost by raising one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+logger = logging.getLogger(__name__)
+
+#: ``ErrorInfo.domain``: whose reasons these are.
+DOMAIN: Final = "headrace.engine"
+
+#: A status travels in HTTP/2 headers, of which peers accept 8 KiB by default. More violations than this are counted
+#: in the message instead; a status that does not fit reaches the client as a bare INTERNAL.
+MAX_VIOLATIONS: Final = 16
+MAX_TEXT_CHARS: Final = 240
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field that is wrong. ``path`` reads like ``nodes.5.inputs.strength`` or ``video.width``."""
+
+    path: str
+    message: str
+    reason: str = ""
+
+
+class EngineError(Exception):
+    """Base of what the engine raises on purpose. ``reason`` is stable, snake case."""
+
+    reason: ClassVar[str] = "internal"
+    status: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+
+    def __init__(self, message: str, violations: Iterable[Violation] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.violations = tuple(violations)
+
+
+class InvalidRequest(EngineError):
+    """A field has a wrong name, type or range; ``violations`` has one entry each."""
+
+    reason = "invalid_request"
+    status = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class WorkflowRefused(EngineError):
+    """This engine cannot run the workflow: nodes are missing or refused, or there is no ComfyUI."""
+
+    reason = "workflow_refused"
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class UpdateReverted(EngineError):
+    """The graph failed on its first frames after an update, and runs with its last good parameters again."""
+
+    reason = "update_reverted"
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class WireMismatch(EngineError):
+    """The client speaks another version of the contract."""
+
+    reason = "wire_version"
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class NoSuchSession(EngineError):
+    reason = "no_such_session"
+    status = grpc.StatusCode.NOT_FOUND
+
+
+class SessionExists(EngineError):
+    reason = "session_exists"
+    status = grpc.StatusCode.ALREADY_EXISTS
+
+
+class VersionConflict(EngineError):
+    """The parameters have moved on since the version that the caller named."""
+
+    reason = "version_conflict"
+    status = grpc.StatusCode.ABORTED
+
+
+class SessionsFull(EngineError):
+    reason = "sessions_full"
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class NotReady(EngineError):
+    """ComfyUI is loading; the same call may succeed later."""
+
+    reason = "loading"
+    status = grpc.StatusCode.UNAVAILABLE
+
+
+class Stopping(EngineError):
+    """The engine ends; another one may be up in a moment."""
+
+    reason = "stopping"
+    status = grpc.StatusCode.UNAVAILABLE
+
+
+class NotServed(EngineError):
+    """In the contract, not in this engine."""
+
+    reason = "not_served"
+    status = grpc.StatusCode.UNIMPLEMENTED
+
+
+def status_of(error: BaseException) -> Any:
+    """The ``grpc.Status`` for any exception, with details.
+
+    What was not raised on purpose is INTERNAL and says nothing of itself to the client: its text may hold paths or
+    values of somebody else's stream. The log has the traceback.
+    """
+    if isinstance(error, EngineError):
+        return rpc_status.to_status(_details(error))
+    logger.error("a call failed unexpectedly", exc_info=error)
+    internal = EngineError("the engine failed internally; its log has the details")
+    return rpc_status.to_status(_details(internal))
+
+
+def _details(error: EngineError) -> status_pb2.Status:
+    shown = error.violations[:MAX_VIOLATIONS]
+    message = _short(error.message)
+    if len(error.violations) > len(shown):
+        message += f" (and {len(error.violations) - len(shown)} more)"
+    status = status_pb2.Status(code=getattr(code_pb2, error.status.name), message=message)
+    _pack(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    if shown:
+        fields = [
+            error_details_pb2.BadRequest.FieldViolation(
+                field=violation.path, description=_short(violation.message), reason=violation.reason.upper()
+            )
+            for violation in shown
+        ]
+        _pack(status, error_details_pb2.BadRequest(field_violations=fields))
+    return status
+
+
+def _pack(status: status_pb2.Status, detail: Any) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    status.details.append(packed)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"

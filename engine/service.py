@@ -1,0 +1,219 @@
+"""The engine over gRPC: ``headrace.engine.v1.Engine``, health and reflection. All of grpc but the status table."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+import cext
+from proto import VERSION, WIRE_VERSION, engine_pb2_grpc
+from proto import engine_pb2 as pb
+
+from . import wire
+from .core import Engine, LoadState, translate
+from .errors import EngineError, InvalidRequest, NotServed, Violation, status_of
+from .session import Outbox, Session
+
+logger = logging.getLogger(__name__)
+
+#: Health names: "" is the process, the second the contract's service (ComfyUI settled, whether there is one or not),
+#: the third says whether workflows other than pass-through run.
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Engine"].full_name
+COMFYUI: Final = "comfyui"
+
+Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
+
+
+def _refusing(method: Method) -> Method:
+    """Any exception of a call becomes its status; cancellation stays cancellation."""
+
+    @functools.wraps(method)
+    async def call(self: EngineService, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await method(self, request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as exc:  # the client gets a status; what is unexpected is in the log
+            await context.abort_with_status(status_of(translate(exc)))
+
+    return call  # type: ignore[return-value]
+
+
+class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # generated without types
+    """Translates; what a call means is in ``core`` and ``session``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @_refusing
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.ServerInfo:
+        settings = self._engine.settings
+        info = self._engine.info()
+        info.version, info.wire_version, info.pid = VERSION, WIRE_VERSION, os.getpid()
+        info.pixel_backend = cext.BACKEND
+        info.limits.max_sessions = settings.max_sessions
+        info.limits.max_message_bytes = settings.max_message_bytes
+        info.limits.max_width = settings.max_width
+        info.limits.max_height = settings.max_height
+        info.limits.max_workflow_nodes = settings.max_workflow_nodes
+        return info
+
+    @_refusing
+    async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> pb.ListNodesResponse:
+        definitions = await self._engine.definitions(request.class_prefix)
+        return pb.ListNodesResponse(nodes=[wire.definition_message(definition) for definition in definitions])
+
+    @_refusing
+    async def CheckWorkflow(self, request: pb.CheckWorkflowRequest, context: Any) -> pb.CheckWorkflowResponse:
+        if request.HasField("video"):
+            wire.video_format(request.video, self._engine.settings.max_width, self._engine.settings.max_height)
+        findings = [wire.finding_message(finding) for finding in await self._engine.check(request.workflow_json)]
+        runnable = all(finding.severity != pb.Finding.SEVERITY_ERROR for finding in findings)
+        return pb.CheckWorkflowResponse(runnable=runnable, findings=findings)
+
+    @_refusing
+    async def UpdateSession(self, request: pb.UpdateSessionRequest, context: Any) -> pb.UpdateSessionResponse:
+        version, effective_pts = await self._engine.update(
+            request.session_id,
+            request.workflow_json,
+            wire.overrides(request.overrides),
+            dry_run=request.dry_run,
+            expected_version=request.expected_version,
+        )
+        return pb.UpdateSessionResponse(version=version, effective_pts=effective_pts)
+
+    @_refusing
+    async def DescribeSession(self, request: pb.DescribeSessionRequest, context: Any) -> pb.SessionDescription:
+        return await self._engine.describe(request.session_id)
+
+    @_refusing
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:
+        return pb.ListSessionsResponse(sessions=[session.state() for session in self._engine.sessions.values()])
+
+    @_refusing
+    async def ProfileSession(self, request: pb.ProfileSessionRequest, context: Any) -> pb.SessionProfile:
+        raise NotServed("this engine serves no profiles yet; ListSessions has the mean time in the graph")
+
+    @_refusing
+    async def Process(self, requests: AsyncIterator[pb.ProcessRequest], context: Any) -> None:
+        outbox = Outbox()
+        writer = asyncio.create_task(_write(outbox, context), name="write responses")
+        session: Session | None = None
+        try:
+            session = await self._open(requests, outbox)
+            reader = asyncio.create_task(self._read(requests, session), name=f"read {session.session_id}")
+            try:
+                await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+                if reader.done():
+                    reader.result()  # what the client did wrong, if anything
+                    await writer
+                else:
+                    writer.result()
+            finally:
+                await _cancelled(reader)
+            if session.end_error is not None:
+                raise session.end_error
+        except EngineError as exc:
+            # What was answered before the end still reaches the client.
+            if session is not None:
+                self._engine.close(session, exc)
+            outbox.close()
+            await writer
+            raise
+        finally:
+            await _cancelled(writer)
+            if session is not None:
+                self._engine.close(session)
+
+    async def _open(self, requests: AsyncIterator[pb.ProcessRequest], outbox: Outbox) -> Session:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "open":
+            raise InvalidRequest("the first message of Process has to be open", [Violation("open", "missing")])
+        return await self._engine.open(first.open, outbox)
+
+    async def _read(self, requests: AsyncIterator[pb.ProcessRequest], session: Session) -> None:
+        """Until the client ends its input, in words or by half-closing the call."""
+        async for request in requests:
+            match request.WhichOneof("message"):
+                case "frames":
+                    self._engine.frames(session, request.frames.frames)
+                    await session.outbox.room()
+                case "end_of_input":
+                    break
+                case "open":
+                    raise InvalidRequest("the session is open already; one call is one session")
+                case "audio":
+                    raise NotServed("this engine serves no audio yet; the session was opened without")
+                case _:  # slot releases without shared memory, or a message of a later contract
+                    pass
+        session.end_input()
+
+
+async def _write(outbox: Outbox, context: Any) -> None:
+    while (response := await outbox.take()) is not None:
+        await context.write(response)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    """Cancel and await; its outcome was looked at, or does not matter any more."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await task
+
+
+class Server:
+    """The gRPC server around an engine, with health that follows it."""
+
+    def __init__(self, engine_of: Callable[[Callable[[LoadState], None]], Engine], max_message_bytes: int) -> None:
+        self._health = health.aio.HealthServicer()
+        self._updates: set[asyncio.Task[None]] = set()
+        self.engine = engine_of(self._on_state)
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max_message_bytes),
+                # Two engines on one port would share its clients by chance.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        engine_pb2_grpc.add_EngineServicer_to_server(EngineService(self.engine), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    async def start(self, address: str) -> int:
+        """Listen, then begin to load. Returns the port (of TCP). Raises RuntimeError when the address is taken."""
+        port: int = self._server.add_insecure_port(address)
+        serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set("", serving)
+        await self._health.set(SERVICE, not_serving)
+        await self._health.set(COMFYUI, not_serving)
+        await self._server.start()
+        self.engine.start()
+        return port
+
+    async def stop(self, grace_s: float) -> bool:
+        """Say so, end the sessions, end the calls. False: a graph still runs on the executor thread."""
+        await self._health.enter_graceful_shutdown()
+        self.engine.end_sessions()
+        await self._server.stop(grace_s)
+        await asyncio.gather(*self._updates)
+        return await self.engine.stop(grace_s)
+
+    def _on_state(self, state: LoadState) -> None:
+        update = asyncio.create_task(self._set_health(state), name="health")
+        self._updates.add(update)
+        update.add_done_callback(self._updates.discard)
+
+    async def _set_health(self, state: LoadState) -> None:
+        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        if state is LoadState.READY:
+            await self._health.set(COMFYUI, health_pb2.HealthCheckResponse.SERVING)
