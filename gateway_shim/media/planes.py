@@ -1,0 +1,67 @@
+"""Pictures as bytes: I420, that is Y, U, V one after another, rows without padding."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+
+def planes_size(width: int, height: int) -> int:
+    """Bytes of an I420 picture of even size."""
+    return width * height * 3 // 2
+
+
+def write_planes(frame: av.VideoFrame, out: bytearray | memoryview) -> int:
+    """Copy a yuv420p frame of even size to the beginning of ``out`` as I420; the bytes written.
+
+    Decoders pad their rows (854 wide has a line size of 896), hence one strided copy per plane.
+    Raises ValueError before touching ``out`` if it is too small or the frame has another format.
+    """
+    _check(frame)
+    size = planes_size(frame.width, frame.height)
+    target = np.frombuffer(out, np.uint8)
+    if target.size < size:
+        raise ValueError(f"out has {target.size} bytes, the picture needs {size}")
+    at = 0
+    for plane in _planes(frame):
+        target[at : at + plane.size].reshape(plane.shape)[:] = plane
+        at += plane.size
+    return size
+
+
+def planes_of(frame: av.VideoFrame) -> bytes:
+    """A yuv420p frame (H, W even) as I420 bytes of H*W*3/2. Raises ValueError for another format."""
+    _check(frame)
+    # tobytes() of a view without padding is one copy, with padding one strided copy; the join is the second.
+    return b"".join(plane.tobytes() for plane in _planes(frame))
+
+
+def frame_of(planes: bytes | bytearray | memoryview, width: int, height: int) -> av.VideoFrame:
+    """A yuv420p frame over I420 bytes. Nothing is copied: ``planes`` must stay as it is while the frame is in use.
+
+    Raises ValueError for an odd size or too few bytes.
+    """
+    if width % 2 or height % 2 or width <= 0 or height <= 0:
+        raise ValueError(f"{width}x{height} is no size for 4:2:0, both must be even and positive")
+    size = planes_size(width, height)
+    array = np.frombuffer(planes, np.uint8)
+    if array.size < size:
+        raise ValueError(f"{array.size} bytes are not enough for {width}x{height}, that is {size}")
+    return av.VideoFrame.from_numpy_buffer(array[:size].reshape(height * 3 // 2, width), "yuv420p")
+
+
+def _check(frame: av.VideoFrame) -> None:
+    if frame.format.name not in ("yuv420p", "yuvj420p"):
+        raise ValueError(f"the frame is {frame.format.name}, not yuv420p")
+    if frame.width % 2 or frame.height % 2:
+        raise ValueError(f"the frame is {frame.width}x{frame.height}, not of even size")
+
+
+def _planes(frame: av.VideoFrame) -> list[NDArray[np.uint8]]:
+    """Views of the three planes (H, W) without their padding, valid while the frame lives."""
+    views = []
+    for plane in frame.planes:
+        rows: NDArray[np.uint8] = np.frombuffer(plane, np.uint8)  # type: ignore[call-overload]
+        views.append(rows.reshape(plane.height, plane.line_size)[:, : plane.width])
+    return views

@@ -1,0 +1,104 @@
+"""One output time line over a source whose clock may jump.
+
+The stamps of the source are kept (protocol.md 7, rule 18) as long as they go forward, over any gap. Where the
+source's clock falls back, for example because it was restarted, its stamps are moved up by an offset so that the
+output still increases: a falling stamp breaks the gateway's ffmpeg for good. Picture and sound take the same offset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .clock import TICKS_PER_S
+from .pes import AccessUnit
+
+# Less than this backwards is overlap, and whoever is late is dropped; decode stamps of one track never fall.
+MAX_OVERLAP = TICKS_PER_S
+# A longer step forward than this is believed only when the next unit of the track says the same: a single damaged
+# stamp must not move everything after it.
+MAX_STEP = 10 * TICKS_PER_S
+# Distance between the last unit before a fall and the first after it: one frame at 30 fps.
+_RESUME_STEP = 3_000
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What is known of one kind of track, in the source's ticks."""
+
+    last: int
+    offset: int
+    held: AccessUnit | None = None  # its stamp is a jump that the next unit has to confirm
+
+
+class Timeline:
+    """Places units on the output's time line. A unit that jumps is held until the next one of its kind."""
+
+    def __init__(self) -> None:
+        self.jumps = 0  # falls of the source's clock
+        self._lanes: dict[str, _Lane] = {}
+        self._offset = 0  # of the latest fall
+        self._source = 0  # latest source stamp under that offset
+        self._end = 0  # latest output stamp
+
+    def place(self, unit: AccessUnit) -> list[AccessUnit]:
+        """The unit with output stamps, after the one that was held for it; nothing where it is held itself."""
+        stamp = unit.dts if unit.dts is not None else unit.pts
+        kind = unit.track.kind
+        if stamp is None:
+            return [unit]
+        lane = self._lanes.get(kind)
+        if lane is None:
+            lane = self._lanes[kind] = _Lane(stamp, self._offset)
+            return [self._placed(lane, unit, stamp)]
+        if lane.held is not None:
+            return self._decide(lane, lane.held, unit, stamp)
+        if _follows(lane.last, stamp):
+            return [self._placed(lane, unit, stamp)]
+        if lane.offset != self._offset and _follows(self._source, stamp):
+            lane.offset = self._offset  # the other kind has fallen before
+            return [self._placed(lane, unit, stamp)]
+        lane.held = unit
+        return []
+
+    def flush(self) -> list[AccessUnit]:
+        """What is still held, without stamps: nothing will confirm them."""
+        units = [_unstamped(lane.held) for lane in self._lanes.values() if lane.held is not None]
+        for lane in self._lanes.values():
+            lane.held = None
+        return units
+
+    def _decide(self, lane: _Lane, held: AccessUnit, unit: AccessUnit, stamp: int) -> list[AccessUnit]:
+        jumped = held.dts if held.dts is not None else held.pts
+        assert jumped is not None
+        lane.held = None
+        if _follows(lane.last, stamp):
+            return [_unstamped(held), self._placed(lane, unit, stamp)]
+        if not _follows(jumped, stamp):
+            lane.held = unit
+            return [_unstamped(held)]
+        if jumped < lane.last:
+            self.jumps += 1
+            self._offset = lane.offset = self._end + _RESUME_STEP - jumped
+        return [self._placed(lane, held, jumped), self._placed(lane, unit, stamp)]
+
+    def _placed(self, lane: _Lane, unit: AccessUnit, stamp: int) -> AccessUnit:
+        lane.last = stamp
+        if lane.offset == self._offset:
+            self._source = stamp
+        latest = stamp if unit.pts is None else max(stamp, unit.pts)
+        self._end = max(self._end, latest + lane.offset)
+        if lane.offset == 0:
+            return unit
+        return replace(
+            unit,
+            pts=None if unit.pts is None else unit.pts + lane.offset,
+            dts=None if unit.dts is None else unit.dts + lane.offset,
+        )
+
+
+def _follows(last: int, stamp: int) -> bool:
+    return last - MAX_OVERLAP <= stamp <= last + MAX_STEP
+
+
+def _unstamped(unit: AccessUnit) -> AccessUnit:
+    return replace(unit, pts=None, dts=None)
