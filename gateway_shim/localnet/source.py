@@ -59,6 +59,7 @@ class _Timed:
     pts: int = field(compare=False)
     packet: av.Packet = field(compare=False)
     video: bool = field(compare=False)
+    duration: int = field(compare=False)
 
 
 def publishable(path: Path) -> tuple[str, str | None]:
@@ -113,7 +114,7 @@ class _Clip:
             end = offset
             for item in _sorted(self._once(offset)):
                 if item.video:
-                    end = max(end, item.pts + self._duration(item.packet))
+                    end = max(end, item.pts + item.duration)
                 if item.dts > last.get(item.video, -1):
                     last[item.video] = item.dts
                     yield item
@@ -125,19 +126,16 @@ class _Clip:
     def _once(self, offset: int) -> Iterator[_Timed]:
         with av.open(str(self._path)) as container:
             streams: list[Any] = [container.streams.video[0], *container.streams.audio[:1]]
+            # Asked now: packets outlive their container here, and what libav knows of a stream goes with that.
+            rate = streams[0].average_rate or streams[0].guessed_rate or 25
+            duration = round(TICKS / Fraction(rate))
             for order, packet in enumerate(container.demux(streams)):
                 if packet.dts is None or packet.pts is None or packet.size == 0:
                     continue
                 base: Fraction = packet.time_base
                 dts, pts = (offset + round(value * base * TICKS) - self._origin for value in (packet.dts, packet.pts))
                 if dts >= 0:
-                    yield _Timed(dts, order, pts, packet, packet.stream.type == "video")
-
-    @staticmethod
-    def _duration(packet: av.Packet) -> int:
-        stream: Any = packet.stream
-        rate = stream.average_rate or stream.guessed_rate or 25
-        return round(TICKS / Fraction(rate))
+                    yield _Timed(dts, order, pts, packet, packet.stream.index == streams[0].index, duration)
 
 
 def _first_pts(path: Path) -> int:
