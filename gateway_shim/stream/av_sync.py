@@ -1,23 +1,12 @@
-"""One clock for picture and sound: output pts are input pts, and sound goes out with its picture.
-
-A publisher whose clock begins again (a reconnect) would freeze every player that keeps its clock, so a jump back
-shifts the new pts to where the old ones ended; picture and sound share the shift.
-"""
+"""Sound goes out with its picture. Output pts are input pts, so holding sound back is all that sync needs."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from .pacing import TICKS
-
-#: A step back by more than this is a clock that began again; less is disorder, which the encoder drops.
-BACK_S = 0.5
-
-#: A step forward by this much more than the time that really passed is a jump; a pause of the input is not.
-AHEAD_S = 10.0
 
 
 class HasPts(Protocol):
@@ -25,44 +14,6 @@ class HasPts(Protocol):
 
 
 _T = TypeVar("_T", bound=HasPts)
-
-
-@dataclass(slots=True)
-class _Medium:
-    epoch: int = 0
-    raw: int | None = None  # last input pts
-    seen_at: float = 0.0
-
-
-class StreamClock:
-    """Maps input pts to output pts, both 90 kHz. The identity until the publisher's clock jumps."""
-
-    def __init__(self) -> None:
-        self._media = {"video": _Medium(), "audio": _Medium()}
-        self._shifts = [0]
-        self._latest = 0  # largest output pts so far, of either medium
-        self.jumps = 0
-
-    def map(self, kind: str, pts: int, now: float) -> int:
-        """Output pts for an input pts of ``kind`` ("video", "audio") that arrived at ``now`` (seconds)."""
-        medium = self._media[kind]
-        if medium.raw is not None:
-            step_s = (pts - medium.raw) / TICKS
-            if step_s < -BACK_S or step_s > now - medium.seen_at + AHEAD_S:
-                self._enter_next_epoch(medium, pts)
-        elif self._shifts[-1] and medium.epoch < len(self._shifts) - 1:
-            medium.epoch = len(self._shifts) - 1  # sound that begins after a jump of the picture
-        medium.raw, medium.seen_at = pts, now
-        mapped = pts + self._shifts[medium.epoch]
-        self._latest = max(self._latest, mapped)
-        return mapped
-
-    def _enter_next_epoch(self, medium: _Medium, pts: int) -> None:
-        if medium.epoch == len(self._shifts) - 1:
-            # This medium is the first to jump: go on one nominal frame (1/30 s) after the latest output.
-            self._shifts.append(self._latest + TICKS // 30 - pts)
-            self.jumps += 1
-        medium.epoch = len(self._shifts) - 1
 
 
 class AudioGate(Generic[_T]):

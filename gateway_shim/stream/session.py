@@ -30,7 +30,7 @@ from ..trickle.data import DataWriter
 from ..trickle.publisher import Publisher
 from ..trickle.subscriber import Subscriber
 from ..trickle.wire import ChannelClosed, ChannelError
-from .av_sync import AudioGate, StreamClock
+from .av_sync import AudioGate
 from .events import Events, now_ms
 from .inference import Inference, UpdateResult
 from .intake import Decoded, Intake
@@ -88,7 +88,6 @@ class StreamSession:
         self._started_at = self._loop.time()
         self._ledger = Ledger()
         self._mailbox = Mailbox(MAX_WAITING_FRAMES)
-        self._clock = StreamClock()
         self._pacer = Pacer(settings.latency_budget_s)
         self._gate: AudioGate[Sound] = AudioGate()
         self._intake: Intake | None = None
@@ -270,7 +269,7 @@ class StreamSession:
     async def _on_picture(self, decoded: Decoded) -> None:
         now = self._loop.time()
         self._ledger.receive()
-        pts = self._clock.map("video", decoded.pts, now)
+        pts = decoded.pts
         if self._last_pts is not None and pts <= self._last_pts:
             self._ledger.settle(Outcome.DROPPED, "not_increasing")
             return
@@ -294,10 +293,8 @@ class StreamSession:
         await self._mailbox.room()
 
     def _on_sound(self, sound: Sound) -> None:
-        now = self._loop.time()
-        mapped = Sound(sound.frame, self._clock.map("audio", sound.pts, now))
         # Sound may wait as long as its picture could; twice the budget covers a picture that was late itself.
-        self._gate.put(mapped, now + 2 * self._settings.latency_budget_s + 1.0)
+        self._gate.put(sound, self._loop.time() + 2 * self._settings.latency_budget_s + 1.0)
 
     def _on_text(self, item: pb.TextItem) -> None:
         if self._data is not None:

@@ -1,4 +1,4 @@
-"""The pure parts of a stream: due times, the output clock, the gate for sound, fallback, ledger, state."""
+"""The pure parts of a stream: due times, the gate for sound, fallback, ledger, state."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_shim.stream.av_sync import AudioGate, StreamClock
+from gateway_shim.stream.av_sync import AudioGate
 from gateway_shim.stream.fallback import Fallback
 from gateway_shim.stream.ledger import Ledger, Outcome
 from gateway_shim.stream.mailbox import Entry, Mailbox
@@ -73,55 +73,6 @@ def test_no_frame_ever_has_less_than_the_budget(steps: list[tuple[float, int]]) 
     for wait, ticks in steps:
         now, pts = now + wait, pts + ticks
         assert pacer.due(pts, now) >= now + 0.25 - 1e-9
-
-
-# ---- the output clock
-
-
-def test_output_pts_are_input_pts() -> None:
-    clock = StreamClock()
-    for number in range(100):
-        assert clock.map("video", 8_000_000_000 + number * FRAME, number / 30) == 8_000_000_000 + number * FRAME
-
-
-def test_a_pause_keeps_the_pts() -> None:
-    clock = StreamClock()
-    clock.map("video", 0, 0.0)
-    assert clock.map("video", 40 * TICKS, 40.0) == 40 * TICKS
-
-
-def test_a_publisher_that_begins_again_goes_on_without_a_freeze() -> None:
-    clock = StreamClock()
-    for number in range(30):
-        clock.map("video", number * FRAME, number / 30)
-        clock.map("audio", number * FRAME, number / 30)
-    first = clock.map("video", 0, 1.1)
-    assert first == 29 * FRAME + FRAME
-    assert clock.map("audio", 0, 1.1) == first, "sound and picture share the shift"
-    assert clock.map("video", FRAME, 1.2) == first + FRAME
-    assert clock.jumps == 1
-
-
-def test_sound_may_jump_first() -> None:
-    clock = StreamClock()
-    clock.map("video", 100 * TICKS, 0.0)
-    clock.map("audio", 100 * TICKS, 0.0)
-    sound = clock.map("audio", 0, 0.1)
-    assert clock.map("video", 0, 0.1) == sound
-    assert clock.jumps == 1
-
-
-def test_sound_that_begins_after_a_jump_joins_the_picture() -> None:
-    clock = StreamClock()
-    clock.map("video", 100 * TICKS, 0.0)
-    picture = clock.map("video", 0, 0.1)
-    assert clock.map("audio", 0, 0.2) == picture
-
-
-def test_a_jump_far_ahead_of_real_time_is_closed() -> None:
-    clock = StreamClock()
-    clock.map("video", 0, 0.0)
-    assert clock.map("video", 500 * TICKS, 0.1) == FRAME
 
 
 # ---- sound
