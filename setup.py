@@ -9,6 +9,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+KERNELS = [f"cext/{name}.c" for name in ("kernels", "kernels_avx2", "kernels_avx512", "limits")]
 
 #: Files that live beside the packages in a checkout and inside one when installed; the code looks in both places.
 SHIPPED = {"supervisord.conf": "gateway_shim/supervisord.conf", "examples/workflows/*.json": "gateway_shim/workflows"}
@@ -51,7 +52,7 @@ setup(
         [
             Extension(
                 "cext._pixels",
-                ["cext/_pixels.pyx", "cext/kernels.c"],
+                ["cext/_pixels.pyx", *KERNELS],
                 depends=["cext/kernels.h"],
                 # No -march: the kernels choose their instructions at run time. -ffast-math would break the NaN rule.
                 extra_compile_args=["-O3", "-fno-trapping-math", "-fno-math-errno"],

@@ -123,30 +123,46 @@ static void from_image(
     }
 }
 
-static void rgb24_to_image(const hr_picture *picture, const hr_image *image, int width, int height) {
-    ptrdiff_t values = 3 * (ptrdiff_t)width;
-    for (int row = 0; row < height; ++row) {
-        const uint8_t *in = picture->y + row * picture->y_stride;
-        void *out = (char *)image->data + row * image->stride;
-        if (image->half)
-            for (ptrdiff_t i = 0; i < values; ++i) store(out, i, in[i] * (1.0f / 255.0f), 1);
-        else
-            for (ptrdiff_t i = 0; i < values; ++i) ((float *)out)[i] = in[i] * (1.0f / 255.0f);
-    }
+void hr_values_to_image(const uint8_t *in, void *out, ptrdiff_t i, ptrdiff_t count, int half) {
+    if (half)
+        for (; i < count; ++i) ((uint16_t *)out)[i] = half_of(in[i] * (1.0f / 255.0f));
+    else
+        for (; i < count; ++i) ((float *)out)[i] = in[i] * (1.0f / 255.0f);
+}
+
+void hr_row_to_rgb24(const void *in, uint8_t *out, int x, int width, int pixel, int half) {
+    for (; x < width; ++x)
+        for (int c = 0; c < 3; ++c)
+            out[3 * (ptrdiff_t)x + c] = level(255.0f * load(in, (ptrdiff_t)x * pixel + c, half));
+}
+
+static void rgb24_to_image(const hr_picture *picture, const hr_image *image, int width, int height, int stream) {
+    (void)stream;
+    for (int row = 0; row < height; ++row)
+        hr_values_to_image(
+            picture->y + row * picture->y_stride, (char *)image->data + row * image->stride, 0, 3 * (ptrdiff_t)width,
+            image->half);
 }
 
 static void image_to_rgb24(const hr_image *image, const hr_picture *picture, int width, int height) {
-    for (int row = 0; row < height; ++row) {
-        const void *in = (const char *)image->data + row * image->stride;
-        uint8_t *out = picture->y + row * picture->y_stride;
-        for (ptrdiff_t x = 0; x < width; ++x)
-            for (int c = 0; c < 3; ++c) out[3 * x + c] = level(255.0f * load(in, x * image->pixel + c, image->half));
-    }
+    for (int row = 0; row < height; ++row)
+        hr_row_to_rgb24(
+            (const char *)image->data + row * image->stride, picture->y + row * picture->y_stride, 0, width,
+            image->pixel, image->half);
 }
 
 const hr_backend hr_c = {"c", to_image, from_image, rgb24_to_image, image_to_rgb24};
 
 const hr_backend *hr_find(const char *name) {
     if (strcmp(name, "c") == 0) return &hr_c;
+#if HR_X86
+    /* The compiler's run-time asks the operating system too, whether it saves these registers. */
+    if (strcmp(name, "avx2") == 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
+        return &hr_avx2;
+    if (strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        return &hr_avx512;
+#endif
     return NULL;
 }
