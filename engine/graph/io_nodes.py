@@ -60,7 +60,7 @@ class _Live:
     CATEGORY = "headrace"
 
     @classmethod
-    def IS_CHANGED(cls, **inputs: Any) -> float:  # noqa: N802 - ComfyUI's name
+    def IS_CHANGED(cls, **inputs: Any) -> float:
         exchange = _current.get(None)
         # A shared NaN object would be a cache hit for ever: identity wins when keys are compared.
         return exchange.sequence if exchange else float("nan")
@@ -74,7 +74,7 @@ class LoadTensor(_Live):
     FUNCTION = "load"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {}}
 
     def load(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,7 +95,7 @@ class SaveTensor(_Live):
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"images": ("IMAGE",)}, "hidden": {"unique_id": "UNIQUE_ID"}}
 
     def save(self, images: torch.Tensor, unique_id: str) -> tuple[()]:
@@ -113,7 +113,7 @@ class LoadAudioTensor(_Live):
     FUNCTION = "load"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         # ComfyStream's input; blocks come as the session hands them on, so it changes nothing.
         return {"optional": {"buffer_size": ("FLOAT", {"default": 500.0, "tooltip": "milliseconds, not used"})}}
 
@@ -131,7 +131,7 @@ class SaveAudioTensor(_Live):
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"audio": ("AUDIO",)}, "hidden": {"unique_id": "UNIQUE_ID"}}
 
     def save(self, audio: dict[str, Any], unique_id: str) -> tuple[()]:
@@ -153,7 +153,7 @@ class SaveTextTensor:
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {"data": ("STRING", {"forceInput": True})},
             # ComfyStream's input; channels carry lines, whole, whatever their length.

@@ -38,14 +38,12 @@ class TickOutput:
     images: [B, H, W, C] of the first picture output in the order of the workflow; None: the graph gave no picture.
     texts: (node_id, text) in the order of the workflow; a text that did not change is not sent again.
     audio: [channels, samples] of the first audio output, with its sample rate.
-    executed: ids of the nodes that ran, in order; the others kept their cached output.
     """
 
     images: torch.Tensor | None
     texts: list[tuple[str, str]] = field(default_factory=list)
     audio: torch.Tensor | None = None
     sample_rate: int = 0
-    executed: tuple[str, ...] = ()
 
 
 class NodeFailed(Exception):

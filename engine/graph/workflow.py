@@ -212,11 +212,8 @@ def _own(document: Mapping[str, Any]) -> Prompt:
     """A copy with the fields that count. The rest must not travel: the executor takes ``is_changed`` of a node for
     its own note and would never run the node again."""
     return {
-        node_id: {
-            "class_type": node["class_type"],
-            "inputs": _copy(node.get("inputs", {})),
-            "_meta": {"title": title_of(node) or node["class_type"]},
-        }
+        node_id: {"class_type": node["class_type"], "inputs": _copy(node.get("inputs", {}))}
+        | ({"_meta": {"title": title_of(node)}} if title_of(node) else {})
         for node_id, node in document.items()
     }
 

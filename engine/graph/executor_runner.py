@@ -1,0 +1,151 @@
+"""A runner over ComfyUI's own PromptExecutor: all of its semantics, with cheaper cache keys."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+from .cache_keys import Stamps, key_set_class
+from .io_nodes import Exchange, exchange_of
+from .runner import NodeFailed, TickInput, TickInterrupted, TickOutput
+from .workflow import Prompt, Severity, Workflow, WorkflowError
+
+if TYPE_CHECKING:
+    from .comfy import ComfyHost
+
+
+class ExecutorRunner:
+    """One session's executor: caches and node instances are its own, so sessions share no state.
+
+    The event loop lives as long as ComfyUI does; ``PromptExecutor.execute`` would make one for every frame.
+    ``reason`` says which cache keys are in use. Calls come from ComfyUI's thread, except ``interrupt``.
+    """
+
+    name: Final = "executor"
+
+    def __init__(
+        self, host: ComfyHost, execution: Any, nodes: Any, server: Any, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._host = host
+        self._execution = execution
+        self._nodes = nodes
+        self._server = server
+        self._loop = loop
+        self._prompt_id = str(uuid.uuid4())
+        self._prompt: Prompt = {}
+        self._workflow = Workflow({})
+        self._outputs: list[str] = []
+        self._stamps = Stamps()
+        self._executor: Any = None
+        self._ticking = False
+        self.reason = ""
+
+    def load(self, prompt: Prompt) -> None:
+        """Take a prompt with fresh caches and node instances. Raises WorkflowError; the runner is as before then."""
+        checked = self._checked(prompt)
+        self._executor, self._stamps, self.reason = self._new_executor()
+        self._take(checked)
+
+    def update(self, prompt: Prompt) -> None:
+        """Take an altered prompt; cached outputs and node instances stay where node and ancestors are as before.
+
+        Raises WorkflowError; the running prompt stays then.
+        """
+        if self._executor is None:
+            self.load(prompt)
+        else:
+            self._take(self._checked(prompt))
+
+    def _checked(self, prompt: Prompt) -> Prompt:
+        checked, findings = self._host.checked(prompt)
+        if any(item.severity is Severity.ERROR for item in findings):
+            raise WorkflowError(findings)
+        return checked
+
+    def _take(self, prompt: Prompt) -> None:
+        classes = self._nodes.NODE_CLASS_MAPPINGS
+        self._prompt = prompt
+        self._workflow = Workflow(prompt)
+        self._outputs = [
+            node_id
+            for node_id, node in prompt.items()
+            if getattr(classes[node["class_type"]], "OUTPUT_NODE", False) is True
+        ]
+        self._stamps.take(prompt)
+
+    def _new_executor(self) -> tuple[Any, Stamps, str]:
+        """By signature, because the constructor differs between versions; CLASSIC caching, because the others run
+        static nodes, model loaders too, again for every frame or poll the memory (comfyui.md 1.7)."""
+        execution = self._execution
+        parameters = inspect.signature(execution.PromptExecutor.__init__).parameters
+        arguments: dict[str, Any] = {"cache_type": execution.CacheType.CLASSIC}
+        if "cache_args" in parameters:
+            arguments["cache_args"] = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
+        elif "cache_size" in parameters:
+            arguments["cache_size"] = 0
+        executor = execution.PromptExecutor(self._server, **arguments)
+        stamps, caches = Stamps(), executor.caches
+        names = [name for name in ("outputs", "ui") if hasattr(caches, name)]
+        if not all(type(getattr(caches, name)) is execution.HierarchicalCache for name in names):
+            return executor, stamps, "ComfyUI's executor with its own cache keys: its caches are unknown"
+        keys = key_set_class(execution.CacheKeySetInputSignature, stamps)
+        for name in names:
+            own = execution.HierarchicalCache(keys)
+            caches.all = [own if cache is getattr(caches, name) else cache for cache in caches.all]
+            setattr(caches, name, own)
+        return executor, stamps, "ComfyUI's executor"
+
+    def tick(self, tick: TickInput) -> TickOutput:
+        """Run the prompt once. Raises NodeFailed or TickInterrupted; what ran before the failure stays cached."""
+        self._host.require_thread()
+        if self._executor is None:
+            raise RuntimeError("load() comes first")
+        # The executor writes its notes into the nodes and believes them when it meets them again: the live input
+        # would run once and the picture freeze. A shallow copy of each node keeps ours clean.
+        prompt = {node_id: dict(node) for node_id, node in self._prompt.items()}
+        with exchange_of(tick) as exchange:
+            self._ticking = True
+            try:
+                self._loop.run_until_complete(
+                    self._executor.execute_async(prompt, self._prompt_id, {}, list(self._outputs))
+                )
+            except (asyncio.CancelledError, SystemExit) as exc:  # out of a node; neither may end the engine
+                raise NodeFailed("", "", type(exc).__name__, str(exc) or "a node ended the run") from None
+            except Exception as exc:  # not a node's (those are caught inside) but the executor's own
+                raise NodeFailed("", "", type(exc).__name__, str(exc)) from exc
+            finally:
+                self._ticking = False
+        if not self._executor.success:
+            raise self._failure()
+        return self._output(exchange)
+
+    def _failure(self) -> Exception:
+        messages = self._executor.status_messages
+        for event, data in reversed(messages):
+            if event == "execution_interrupted":
+                return TickInterrupted(f"interrupted in node {data['node_id']} ({data['node_type']})")
+            if event == "execution_error":
+                return NodeFailed(
+                    str(data["node_id"]), str(data["node_type"]), str(data["exception_type"]),
+                    str(data["exception_message"]).strip(),
+                )  # fmt: skip
+        return NodeFailed("", "", "RuntimeError", "ComfyUI gave no reason")
+
+    def _output(self, exchange: Exchange) -> TickOutput:
+        workflow = self._workflow
+        images = next((exchange.images[node] for node in workflow.image_outputs if node in exchange.images), None)
+        audio = next((exchange.audio[node] for node in workflow.audio_outputs if node in exchange.audio), None)
+        texts = [(node, exchange.texts[node]) for node in workflow.text_outputs if node in exchange.texts]
+        return TickOutput(images, texts, audio[0] if audio else None, audio[1] if audio else 0)
+
+    def interrupt(self) -> None:
+        """End the running tick at the next node or progress step; any thread. ComfyUI clears the request when a run
+        begins, so one that comes in the microseconds before that is lost: ask again."""
+        if self._ticking:
+            self._host.interrupt()
+
+    def close(self) -> None:
+        """Drop caches and node instances; models stay with ComfyUI, which unloads them when memory runs short."""
+        self._executor, self._prompt, self._outputs = None, {}, []
