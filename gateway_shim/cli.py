@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         allow_abbrev=False,
     )
-    up.add_argument("--engines", type=int, metavar="N", help="engines to run, one for each GPU (HEADRACE_ENGINES; 1)")
+    up.add_argument("--engines", dest="engine_count", metavar="N", help="engines to run, one for each GPU (1)")
     up.add_argument("--quiet", action="store_true", help="do not print the programs' logs; they are in RUN_DIR/log")
     up.add_argument("--port", dest="listen_port", metavar="PORT", help="short for --listen-port")
     up.add_argument("--workflow", dest="default_workflow", metavar="FILE", help="short for --default-workflow")
@@ -124,7 +124,7 @@ def _up(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments)
     environment = dict(os.environ) | _given(arguments)  # handed on as it is; config.load has read what is ours
-    engines = _engines(arguments.engines, environment, settings)
+    engines = _engines(settings)
     launch = supervise.plan(environment, settings.run_dir, engines=engines)
     supervise.prepare(launch)
     print(
@@ -135,21 +135,10 @@ def _up(arguments: argparse.Namespace) -> int:
     supervise.execute(launch, follow=not arguments.quiet)
 
 
-def _engines(asked: int | None, environment: Mapping[str, str], settings: config.Settings) -> int:
-    """How many to run here: none of our own when the engine's address says that it runs elsewhere."""
-    from .supervise import CannotStart
-
-    elsewhere = settings.engine_address != engine_address(directory=settings.run_dir)
-    if asked is None:
-        variable = environment.get("HEADRACE_ENGINES") or ("0" if elsewhere else "1")
-        if not variable.isdecimal():
-            raise CannotStart(f"HEADRACE_ENGINES is {variable!r}, it has to be a number")
-        asked = int(variable)
-    if asked and elsewhere:
-        raise CannotStart(
-            f"engine_address is {settings.engine_address}, an engine that runs elsewhere: use --engines 0 with it"
-        )
-    return asked
+def _engines(settings: config.Settings) -> int:
+    """How many to run here: none when the engines' addresses say that they run elsewhere."""
+    here = engine_address(0, settings.run_dir) in settings.engine_addresses
+    return settings.engine_count if here else 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:
