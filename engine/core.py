@@ -120,8 +120,8 @@ class Engine:
         self.end_sessions()
         if self.backend is not None and self._comfy.state is LoadState.READY:
             self.backend.interrupt()
-        for task in self._tasks:
-            task.cancel()
+        for work in (*self._tasks, *self._builds):
+            work.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         return await self._executor.stop(deadline_s)
 
@@ -408,6 +408,8 @@ class Engine:
             loop.call_soon_threadsafe(_report, outbox, stage, message)
 
         build = self._executor.submit(backend.build, prompt, video, report)
+        self._builds.add(build)
+        build.add_done_callback(self._builds.discard)
         try:
             # Shielded: a build that runs cannot be cancelled, and its graph would be nobody's.
             return await asyncio.shield(build)

@@ -71,7 +71,7 @@ class Executor:
         return done
 
     async def stop(self, deadline_s: float) -> bool:
-        """End the thread after the job that runs; jobs that wait are cancelled. False: still busy at the deadline."""
+        """End the thread after what was submitted and not cancelled. False: still busy at the deadline."""
         if self._loop is None:
             return True
         self._stopping = True
@@ -87,9 +87,7 @@ class Executor:
         asyncio.set_event_loop(loop)
         try:
             while (job := self._next()) is not None:
-                if self._stopping:
-                    self._settle(job.done, None, asyncio.CancelledError())
-                elif not job.done.cancelled():
+                if not job.done.cancelled():
                     self._run(job, loop)
                 # The job holds the frames that it ran on; keep them no longer than the run.
                 del job

@@ -1,0 +1,146 @@
+"""A graph layer without torch: one node class that paints a level, fails or waits when the test says so."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.backend import ComfyInfo, DeviceInfo, FrameIn, GraphFailed, PictureOut, Report, RunResult
+from engine.graph import overrides as graph_overrides
+from engine.graph.schema import InputDefinition, NodeDefinition, OutputDefinition
+from engine.graph.workflow import Finding, Prompt, Severity, Workflow
+from engine.wire import VideoFormat, plane_bytes
+
+IMAGE = OutputDefinition("IMAGE", "IMAGE")
+DEFINITIONS = {
+    definition.class_type: definition
+    for definition in (
+        NodeDefinition("LoadTensor", "Load Tensor", "live", "", (), (IMAGE,), False, "stub"),
+        NodeDefinition(
+            "SaveTensor", "Save Tensor", "live", "", (InputDefinition("images", "IMAGE", True),), (), True, "stub"
+        ),
+        NodeDefinition(
+            "Level",
+            "Level",
+            "stub",
+            "Paints one grey level.",
+            (
+                InputDefinition("image", "IMAGE", True),
+                InputDefinition("level", "INT", True, "7", 0, 255, 1),
+                InputDefinition("mode", "STRING", False, '"paint"'),
+            ),
+            (IMAGE,),
+            False,
+            "stub",
+        ),
+    )
+}
+
+
+def workflow(level: int = 7, mode: str = "paint", **inputs: Any) -> str:
+    """``mode``: "paint"; "fail" raises; "nothing" gives no picture; "half" gives half the width; "text" adds a text."""
+    return json.dumps(
+        {
+            "1": {"class_type": "LoadTensor", "inputs": {}},
+            "5": {
+                "class_type": "Level",
+                "inputs": {"image": ["1", 0], "level": level, "mode": mode} | inputs,
+                "_meta": {"title": "The level"},
+            },
+            "9": {"class_type": "SaveTensor", "inputs": {"images": ["5", 0]}},
+        }
+    )
+
+
+class StubGraph:
+    runner = "stub"
+    runner_reason = "a test"
+    inline = False
+
+    def __init__(self, backend: StubBackend, video: VideoFormat) -> None:
+        self.backend = backend
+        self.video = video
+        self.closed = False
+        self.runs: list[tuple[int, ...]] = []
+
+    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
+        assert not self.closed
+        assert threading.current_thread().name == "executor"
+        self.backend.log.append((self, tuple(frame.frame_id for frame in frames)))
+        self.backend.running.set()
+        assert self.backend.gate.wait(60), "the test forgot to open the gate"
+        inputs = prompt["5"]["inputs"]
+        mode, level = inputs.get("mode", "paint"), inputs["level"]
+        if mode == "fail":
+            raise GraphFailed("told to", node_id="5", class_type="Level", exception="RuntimeError")
+        if mode == "bug":
+            raise KeyError("/secret/path")
+        if mode == "nothing":
+            return RunResult([None for _ in frames])
+        width = self.video.width // 2 if mode == "half" else self.video.width
+        size = plane_bytes(width, self.video.height, self.video.pixel_format)
+        texts = [("5", f"level {level}")] if mode == "text" else []
+        pictures = [PictureOut(bytes([level]) * size, width, self.video.height) for _ in frames]
+        return RunResult(pictures, texts, graph_us=1500, convert_us=200)
+
+    def close(self) -> None:
+        assert threading.current_thread().name == "executor"
+        self.closed = True
+
+
+class StubBackend:
+    """``gate`` holds up every run while it is clear; ``may_load`` holds up the load; ``log`` has every run."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.may_load = threading.Event()
+        self.may_load.set()
+        self.running = threading.Event()
+        self.load_error: Exception | None = None
+        self.graphs: list[StubGraph] = []
+        self.log: list[tuple[StubGraph, tuple[int, ...]]] = []
+
+    def load(self) -> ComfyInfo:
+        assert self.may_load.wait(60), "the test forgot to let it load"
+        if self.load_error is not None:
+            raise self.load_error
+        return ComfyInfo("0.0.1", len(DEFINITIONS), ["broken_pack"])
+
+    def device(self) -> DeviceInfo:
+        return DeviceInfo("cpu", "stub")
+
+    def definitions(self) -> Sequence[NodeDefinition]:
+        return list(DEFINITIONS.values())
+
+    def check(self, workflow: Workflow) -> list[Finding]:
+        return [
+            Finding(
+                Severity.ERROR,
+                "unknown_node",
+                f"there is no node class {node['class_type']!r}",
+                "install its pack",
+                f"nodes.{node_id}",
+                node_id,
+                node["class_type"],
+            )
+            for node_id, node in workflow.prompt.items()
+            if node["class_type"] not in DEFINITIONS
+        ]
+
+    def override(self, prompt: Prompt, overrides: Mapping[str, Mapping[str, Any]]) -> Prompt:
+        return graph_overrides.apply(prompt, overrides, DEFINITIONS)
+
+    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> StubGraph:
+        report("warming", "one frame")
+        graph = StubGraph(self, video)
+        if prompt["5"]["inputs"].get("mode") == "fail":
+            raise GraphFailed("told to", node_id="5", class_type="Level", exception="RuntimeError")
+        self.graphs.append(graph)
+        report("ready", "")
+        return graph
+
+    def interrupt(self) -> None:
+        self.gate.set()
