@@ -11,8 +11,8 @@ from typing import Any
 class Quiet(logging.Filter):
     """On the root logger, where ComfyUI and its packs log.
 
-    What the executor logs, a traceback for every failing frame, is reported by us. From ``frames_follow`` on any other
-    line of ComfyUI's comes once a second at most.
+    What the executor logs, a traceback for every failing frame, is reported by us. From ``frames_follow`` on any
+    other line of ComfyUI's comes once a second at most.
     """
 
     frames_follow = False

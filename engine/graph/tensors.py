@@ -1,0 +1,118 @@
+"""Pictures as they travel, and ComfyUI's IMAGE: ``[B, H, W, 3]`` float32, 0..1, on the CPU.
+
+One converter serves one session. On the way in it reuses the memory of tensors that the graph has let go of, because
+fresh memory costs more in page faults than the conversion itself; on the way out it takes whatever nodes give.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import cext
+
+#: Tensors that may be in the graph at once and still come back: one that runs, one that its caches hold, one spare.
+POOLED: Final = 3
+#: A graph may put a picture of any size out; this bounds what one of its frames can cost (8K: 7680 x 4320).
+MAX_PIXELS: Final = 7680 * 4320
+
+
+class NotAnImage(ValueError):
+    """What the graph put out cannot be shown; the sentence says what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBytes:
+    """One picture without row padding, in the session's pixel format. Width and height are even."""
+
+    planes: bytes
+    width: int
+    height: int
+
+
+class Converter:
+    """Planes to IMAGE and back, in one pixel format and colour. Calls come from one thread at a time."""
+
+    def __init__(self, pixel_format: cext.PixelFormat = "i420", colour: cext.Colour | None = None) -> None:
+        self.pixel_format = pixel_format
+        self.colour = colour or cext.Colour()
+        self._pool: list[NDArray[np.float32]] = []
+        self._scratch: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def to_images(self, pictures: Sequence[Any], width: int, height: int) -> torch.Tensor:
+        """One IMAGE ``[B, height, width, 3]`` of a batch, private to the caller: nodes may write into it.
+
+        pictures: bytes-like, each exactly one picture. Raises ValueError if a length does not fit the size.
+        """
+        sources = [cext.planes_from_buffer(planes, width, height, self.pixel_format) for planes in pictures]
+        memory = self._memory((len(sources), height, width, 3))
+        cext.pictures_to_images(sources, memory, self.colour)
+        return torch.from_numpy(memory)
+
+    def _memory(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """An array that nothing but the pool refers to. A tensor over an array, and every view of it in any node's
+        hands, holds a reference to the array until the last one is gone."""
+        self._pool = [array for array in self._pool if array.shape == shape]
+        for array in self._pool:
+            # The pool's list, the loop's name, getrefcount's argument.
+            if sys.getrefcount(array) == 3:
+                return array
+        fresh = np.empty(shape, np.float32)
+        if len(self._pool) < POOLED:
+            self._pool.append(fresh)
+        return fresh
+
+    def to_planes(self, images: torch.Tensor) -> list[PictureBytes]:
+        """The pictures of an IMAGE ``[B, H, W, C]``; an odd last row or column is cut off.
+
+        C: 1 (grey), 3, or 4 with an ignored alpha. Any float type or uint8, any device. Raises NotAnImage.
+        """
+        ready = normalised(images)
+        height, width = ready.shape[1:3]
+        size = cext.picture_bytes(width, height, self.pixel_format)
+        if self._scratch.size != size:
+            self._scratch = np.empty(size, np.uint8)
+        picture = cext.planes_from_buffer(self._scratch, width, height, self.pixel_format)
+        results = []
+        for image in ready.numpy():
+            cext.image_to_picture(image, picture, self.colour)
+            results.append(PictureBytes(self._scratch.tobytes(), width, height))
+        return results
+
+
+def normalised(images: Any) -> torch.Tensor:
+    """``images`` as the kernels take it: CPU, float32 or float16, 3 or 4 channels, whole pixels in memory, even size.
+
+    Costs nothing for an IMAGE that is so already. Raises NotAnImage.
+    """
+    if not isinstance(images, torch.Tensor):
+        raise NotAnImage(f"the graph gave {type(images).__name__} for a picture, IMAGE is a tensor")
+    shape = tuple(images.shape)
+    if images.ndim != 4 or images.shape[3] not in (1, 3, 4):
+        raise NotAnImage(f"the graph gave a tensor {shape}, IMAGE is (batch, height, width, 3)")
+    height, width = shape[1] // 2 * 2, shape[2] // 2 * 2
+    if not shape[0] or not height or not width:
+        raise NotAnImage(f"the graph gave a tensor {shape}, a picture has at least 2 x 2 pixels")
+    if height * width > MAX_PIXELS:
+        raise NotAnImage(f"the graph gave a picture of {width} x {height}, the limit is {MAX_PIXELS} pixels")
+    images = images.detach()[:, :height, :width]
+    if images.layout != torch.strided or images.is_complex() or images.is_meta:
+        raise NotAnImage(f"the graph gave a tensor of {images.dtype} ({images.layout}), IMAGE holds floats")
+    if images.dtype is torch.uint8:
+        images = images.to("cpu", torch.float32) / 255.0
+    elif images.dtype not in (torch.float32, torch.float16):
+        if not images.is_floating_point() and images.dtype is not torch.bool:
+            raise NotAnImage(f"the graph gave a tensor of {images.dtype}, IMAGE holds floats from 0 to 1")
+        images = images.to("cpu", torch.float32)
+    images = images.to("cpu")
+    if images.shape[3] == 1:
+        images = images.expand(-1, -1, -1, 3)
+    channels = images.shape[3]
+    whole_pixels = images.stride(3) == 1 and images.stride(2) == channels and images.stride(1) >= width * channels
+    return images if whole_pixels else images.contiguous()
