@@ -24,7 +24,7 @@ def write_planes(frame: av.VideoFrame, out: bytearray | memoryview) -> int:
     if target.size < size:
         raise ValueError(f"out has {target.size} bytes, the picture needs {size}")
     at = 0
-    for plane in _planes(frame):
+    for plane in plane_views(frame):
         target[at : at + plane.size].reshape(plane.shape)[:] = plane
         at += plane.size
     return size
@@ -34,7 +34,7 @@ def planes_of(frame: av.VideoFrame) -> bytes:
     """A yuv420p frame (H, W even) as I420 bytes of H*W*3/2. Raises ValueError for another format."""
     _check(frame)
     # tobytes() of a view without padding is one copy, with padding one strided copy; the join is the second.
-    return b"".join(plane.tobytes() for plane in _planes(frame))
+    return b"".join(plane.tobytes() for plane in plane_views(frame))
 
 
 def frame_of(planes: bytes | bytearray | memoryview, width: int, height: int) -> av.VideoFrame:
@@ -58,7 +58,7 @@ def _check(frame: av.VideoFrame) -> None:
         raise ValueError(f"the frame is {frame.width}x{frame.height}, not of even size")
 
 
-def _planes(frame: av.VideoFrame) -> list[NDArray[np.uint8]]:
+def plane_views(frame: av.VideoFrame) -> list[NDArray[np.uint8]]:
     """Views of the three planes (H, W) without their padding, valid while the frame lives."""
     views = []
     for plane in frame.planes:
