@@ -1,0 +1,55 @@
+"""The HTTP under a channel: one way to send a request that may stay open for hours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+
+# A long poll and an open POST last as long as the stream does: only connecting is bounded. Whoever reads or writes
+# has its own idea of silence.
+CONNECT_TIMEOUT_S = 10.0
+_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_connect=5.0, sock_read=None)
+_HEADERS = {"Accept-Encoding": "identity"}  # a compressing proxy would hold bytes back
+
+# What a request that did not get through raises: refused, reset, cut off, timed out, not HTTP.
+FAILURES = (aiohttp.ClientError, OSError, TimeoutError)
+
+
+def connected(failure: BaseException) -> bool:
+    """Whether there was a connection before the request failed."""
+    return not isinstance(failure, (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError))
+
+
+def open_http() -> aiohttp.ClientSession:
+    """A session for any number of channels. Close it after the last subscriber and publisher.
+
+    Without a limit of connections: each channel holds two, and a pool that is full would make a segment wait for the
+    end of another stream.
+    """
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+
+async def send(
+    http: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    *,
+    data: Any = None,
+    headers: dict[str, str] | None = None,
+) -> aiohttp.ClientResponse:
+    """Returns when the response headers are there; the caller closes or reads the response.
+
+    Certificates are not verified: orchestrators serve trickle with one they signed themselves, and possession of the
+    URL is the only credential. Redirects are not followed: some would turn a POST into a GET.
+    """
+    return await http.request(
+        method,
+        url,
+        data=data,
+        headers=_HEADERS | (headers or {}),
+        timeout=_TIMEOUT,
+        ssl=False,
+        allow_redirects=False,
+    )

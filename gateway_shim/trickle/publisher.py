@@ -1,0 +1,409 @@
+"""The writing end of a channel: one POST per segment, the next one connected before it is needed.
+
+An idle POST costs nothing and tells us at once when the channel ends. Indices rise by exactly one, under a lock: a
+server discards what is posted to an index that was written before, and mixes two bodies posted to the same one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import Self
+
+import aiohttp
+
+from .connection import FAILURES, send
+from .wire import (
+    HEADER_RESET,
+    Backoff,
+    ChannelClosed,
+    ChannelError,
+    channel_base,
+    next_url,
+    read_answer,
+    segment_url,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherTiming:
+    """Waits and bounds of the writing end; ``_s`` in seconds."""
+
+    buffer_bytes: int = 1 << 20  # written and not yet taken by the socket, per segment: 2 s of 4 Mbit/s
+    write_s: float = 5.0  # how long a full buffer may stay full before the segment is given up
+    close_s: float = 5.0  # for the server to acknowledge a segment, and for all of them when the publisher ends
+    request_s: float = 3.0  # for the short requests: DELETE, GET /next
+    retry_first_s: float = 0.25  # after a failure before the first byte
+    retry_max_s: float = 2.0
+    unreachable_s: float = 30.0  # of nothing but failures: the channel is over
+
+
+@dataclass(slots=True)
+class PublisherCounters:
+    """What happened on the channel since the publisher was made."""
+
+    segments: int = 0  # acknowledged by the server
+    bytes: int = 0  # handed to the socket
+    retries: int = 0  # POSTs repeated, nothing of them had been sent
+    failed: int = 0  # segments given up, with or without bytes
+    refused: int = 0  # POSTs answered before their body: somebody closed the segment
+
+
+class _Body:
+    """Request body of one attempt to post: what is written, as soon as it is written.
+
+    Not a generator: an attempt that fails would leave it suspended, to be ended by the garbage collector.
+    """
+
+    def __init__(self, post: _Post) -> None:
+        self.begun = False  # the connection stands and the headers are on their way
+        self.exhausted = False  # every byte is in the socket, and the end with it
+        self._post = post
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self.begun:
+            # aiohttp sends the headers with the first chunk, not before; without them the server knows nothing of us.
+            self.begun = True
+            return b""
+        data = await self._post._take()
+        if not data:
+            self.exhausted = True
+            raise StopAsyncIteration
+        return data
+
+
+class _Post:
+    """One segment on its way: a bounded buffer, and the task that posts it."""
+
+    def __init__(self, publisher: Publisher, seq: int, *, reset: bool = False) -> None:
+        self.seq = seq
+        self.owned = False  # by a writer; until then the index may move on
+        self.sent = False  # bytes were handed to the socket
+        self.error: ChannelError | None = None  # why this segment, or the whole channel, is over
+        self._publisher = publisher
+        self._reset = reset
+        self._buffer: deque[bytes] = deque()
+        self._buffered = 0
+        self._ended = False  # no more bytes will be written
+        self._changed = asyncio.Condition()
+        self.task = asyncio.create_task(self._run(), name=f"trickle POST {seq}")
+
+    @property
+    def untouched(self) -> bool:
+        return not (self.sent or self._buffer or self._ended)
+
+    async def write(self, data: bytes) -> None:
+        timing = self._publisher.timing
+        if self._ended:
+            raise RuntimeError(f"segment {self.seq} is finished")
+        try:
+            async with asyncio.timeout(timing.write_s), self._changed:
+                while self._buffered and self._buffered + len(data) > timing.buffer_bytes and self.error is None:
+                    await self._changed.wait()
+                if self.error is None and data:
+                    self._buffer.append(data)
+                    self._buffered += len(data)
+                    self._changed.notify_all()
+        except TimeoutError:
+            await self.abandon(ChannelError(f"segment {self.seq}: the server took nothing for {timing.write_s:g} s"))
+        self.check()
+
+    def check(self) -> None:
+        """Raises what went wrong."""
+        if self.error is not None:
+            raise self.error
+        if self.task.done():
+            self.task.result()
+
+    async def end(self) -> None:
+        async with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    async def abandon(self, error: ChannelError) -> None:
+        """Give the segment up and tell the server, so that its readers do not wait for the rest."""
+        await self.fail(error)
+        await self.cancel()
+        await self._publisher._delete_segment(self.seq)
+
+    async def cancel(self) -> None:
+        """Drop the connection. What was not begun leaves no trace at the server."""
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
+    async def fail(self, error: ChannelError) -> None:
+        """Writers raise ``error`` from here on."""
+        if self.error is None:
+            self.error = error
+            if not isinstance(error, ChannelClosed):
+                self._publisher.counters.failed += 1
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _take(self) -> bytes:
+        """All that is buffered, as soon as there is something; nothing at the end."""
+        async with self._changed:
+            while not self._buffer and not self._ended:
+                await self._changed.wait()
+            if not self._buffer:
+                return b""
+            data = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
+            self._buffer.clear()
+            self._buffered = 0
+            self._changed.notify_all()
+        self.sent = True
+        self._publisher.counters.bytes += len(data)
+        return data
+
+    async def _run(self) -> None:
+        """Post until the segment is through, given up, or the channel over."""
+        publisher = self._publisher
+        clock = asyncio.get_running_loop().time
+        while True:
+            body = _Body(self)
+            began_at = clock()
+            try:
+                failure = await self._attempt(body)
+            except FAILURES as exc:
+                failure = f"{type(exc).__name__}: {exc}"
+                if body.begun and clock() - began_at > publisher.timing.retry_max_s:
+                    publisher._backoff.succeeded()  # the server was there, for a while
+            if failure is None:
+                return
+            logger.debug("%s: segment %d: %s", publisher.url, self.seq, failure)
+            if self.sent:
+                await self.fail(ChannelError(f"segment {self.seq} was cut off: {failure}"))
+                await publisher._delete_segment(self.seq)
+                return
+            wait_s = publisher._backoff.failed()
+            if wait_s is None:
+                await publisher._end("unreachable")
+                return
+            publisher.counters.retries += 1
+            await asyncio.sleep(wait_s)
+
+    async def _attempt(self, body: _Body) -> str | None:
+        """One POST. Returns what went wrong, or None when there is nothing left to do for this segment."""
+        publisher = self._publisher
+        headers = {"Content-Type": publisher.content_type}
+        if self._reset:
+            headers[HEADER_RESET] = "1"
+        response = await send(
+            publisher._http, "POST", segment_url(publisher.url, self.seq), data=body, headers=headers
+        )
+        # An answer may come before the end of the body; closing then ends the connection, and the body with it.
+        whole = body.exhausted
+        answer = read_answer(response.status, response.headers)
+        try:
+            if whole:
+                await response.read()  # leaves the connection to the next segment
+        finally:
+            response.close()
+        if answer.over is not None:
+            await publisher._end(answer.over)
+            return None
+        if answer.status != 200:
+            return f"status {answer.status}"
+        publisher._backoff.succeeded()
+        if whole:
+            publisher.counters.segments += 1
+            return None
+        publisher.counters.refused += 1
+        if self.owned:
+            await self.fail(ChannelError(f"segment {self.seq} was closed by the server"))
+            return None
+        # Nobody writes here yet: the index is used up, so the POST that waits takes the following one.
+        self.seq += 1
+        return "closed before the first byte"
+
+
+class OutgoingSegment:
+    """A segment that is open for writing."""
+
+    def __init__(self, post: _Post) -> None:
+        self._post = post
+
+    @property
+    def seq(self) -> int:
+        return self._post.seq
+
+    async def write(self, data: bytes) -> None:
+        """Buffer ``data`` for the socket, which gets it at once when it is idle.
+
+        Waits while the buffer is full. Raises ChannelError when this segment is lost, ChannelClosed when the channel
+        is over.
+        """
+        await self._post.write(data)
+
+    async def finish(self) -> None:
+        """No more bytes follow. Does not wait for the server; a later ``close`` may."""
+        await self._post.end()
+
+    async def close(self) -> None:
+        """Returns when the server has acknowledged every byte. Raises as ``write`` does."""
+        await self._post.end()
+        await self._post._publisher._end_post(self._post)
+        self._post.check()
+
+    async def abort(self) -> None:
+        """Give the segment up: readers get what was sent, and its end."""
+        if not self._post.task.done():
+            await self._post.abandon(ChannelError(f"segment {self.seq} was aborted"))
+
+
+class Publisher:
+    """An async context manager. Leaving it ends open segments properly, within a deadline, and lets the idle POST go.
+
+    ``closed`` is set when the channel is over, by whoever's doing; every call raises ChannelClosed from then on.
+    """
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        url: str,
+        *,
+        content_type: str,
+        resume: bool = False,
+        timing: PublisherTiming | None = None,
+    ) -> None:
+        """``url``: of the channel. ``resume``: it may have segments already; go on after them."""
+        self.url = url
+        self.content_type = content_type
+        self.timing = timing or PublisherTiming()
+        self.counters = PublisherCounters()
+        self.closed = asyncio.Event()
+        self.closed_reason: str | None = None
+        self._http = http
+        self._resume = resume
+        self._lock = asyncio.Lock()  # over the allocation of indices
+        self._ahead: _Post | None = None
+        self._open: set[_Post] = set()
+        clock = asyncio.get_running_loop().time
+        self._backoff = Backoff(self.timing.retry_first_s, self.timing.retry_max_s, self.timing.unreachable_s, clock)
+
+    async def __aenter__(self) -> Self:
+        seq = await self._write_head() if self._resume else 0
+        if not self.closed.is_set():
+            self._ahead = _Post(self, seq, reset=self._resume)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End what is open. The channel itself stays, for its owner to end."""
+        async with self._lock:
+            ahead, self._ahead = self._ahead, None
+            if self.closed_reason is None:
+                self.closed_reason = "left"
+        if ahead is not None:
+            await ahead.cancel()
+        try:
+            await asyncio.gather(*(self._end_post(post) for post in self._open))
+        finally:
+            for post in self._open:
+                await post.cancel()
+            self._open.clear()
+
+    async def _end_post(self, post: _Post) -> None:
+        if post.untouched:
+            await post.cancel()
+            return
+        await post.end()
+        await asyncio.wait({post.task}, timeout=self.timing.close_s)
+        if not post.task.done():
+            error = ChannelError(f"segment {post.seq} was not acknowledged within {self.timing.close_s:g} s")
+            await post.abandon(error)
+
+    async def open_segment(self) -> OutgoingSegment:
+        """The next segment. The one after it is connected from here on."""
+        async with self._lock:
+            self._check()
+            post = self._ahead
+            if post is None:
+                raise RuntimeError("a publisher is entered before it is used, and not used after it was left")
+            post.owned = True
+            self._ahead = _Post(self, post.seq + 1)
+        self._open = {other for other in self._open if not other.task.done()} | {post}
+        return OutgoingSegment(post)
+
+    async def publish(self, data: bytes) -> int:
+        """One whole segment; returns its index once it has arrived. Raises ChannelError, ChannelClosed.
+
+        A segment that the server closed under our hands is sent once more, in the next one.
+        """
+        try:
+            return await self._publish(data)
+        except ChannelClosed:
+            raise
+        except ChannelError as exc:
+            logger.debug("%s: %s; sending it again", self.url, exc)
+            return await self._publish(data)
+
+    async def _publish(self, data: bytes) -> int:
+        segment = await self.open_segment()
+        await segment.write(data)
+        await segment.close()
+        return segment.seq
+
+    async def delete(self) -> None:
+        """End the channel for everybody: readers and the gateway learn at once that no more will come."""
+        if self.closed_reason is None:
+            self.closed_reason = "deleted"
+        await self._request("DELETE", channel_base(self.url))
+        await self._end("deleted")
+
+    def _check(self) -> None:
+        if self.closed_reason is not None:
+            raise ChannelClosed(self.closed_reason)
+
+    async def _end(self, reason: str) -> None:
+        """The channel is over: every writer learns it."""
+        if self.closed_reason is None:
+            self.closed_reason = reason
+            logger.debug("%s: the channel is over: %s", self.url, reason)
+        self.closed.set()
+        for post in {*self._open, *([] if self._ahead is None else [self._ahead])}:
+            if not post.task.done():
+                await post.fail(ChannelClosed(self.closed_reason))
+            if post.task is not asyncio.current_task():
+                post.task.cancel()
+
+    async def _write_head(self) -> int:
+        """Where a publisher before us left off."""
+        while True:
+            response = await self._request("GET", next_url(self.url))
+            if response is not None:
+                answer = read_answer(response.status, response.headers)
+                if answer.over is not None:
+                    await self._end(answer.over)
+                    return 0
+                if answer.latest is not None:
+                    self._backoff.succeeded()
+                    return answer.latest
+            wait_s = self._backoff.failed()
+            if wait_s is None:
+                await self._end("unreachable")
+                return 0
+            await asyncio.sleep(wait_s)
+
+    async def _delete_segment(self, seq: int) -> None:
+        await self._request("DELETE", segment_url(self.url, seq))
+
+    async def _request(self, method: str, url: str) -> aiohttp.ClientResponse | None:
+        """A short request; None when it failed. What became of it shows in the channel's further life."""
+        try:
+            async with asyncio.timeout(self.timing.request_s):
+                response = await send(self._http, method, url)
+                await response.read()
+                return response
+        except FAILURES as exc:
+            logger.debug("%s %s: %s", method, url, exc)
+            return None
