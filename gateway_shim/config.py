@@ -70,7 +70,16 @@ class Settings:
     engine_address: str = field(
         default="",
         metadata=option(
-            "gRPC address of the engine", read.text, "unix:/path/to.sock, or host:port, as gRPC writes them"
+            "gRPC addresses of engines", read.text, "unix:/path/to.sock or host:port, separated by commas"
+        ),
+    )
+    engine_count: int = field(
+        default=1,
+        metadata=option(
+            "engines under run_dir, when engine_address names none",
+            read.integer(0, 64),
+            "0 to 64",
+            "HEADRACE_ENGINES",
         ),
     )
     capacity: int = field(
@@ -200,6 +209,13 @@ class Settings:
         if not self.model_id:
             object.__setattr__(self, "model_id", self.capability_name)
 
+    @property
+    def engine_addresses(self) -> tuple[str, ...]:
+        """Where the engines are; at least one."""
+        if self.engine_address == engine_address(directory=self.run_dir):
+            return tuple(engine_address(index, self.run_dir) for index in range(max(1, self.engine_count)))
+        return tuple(address for part in self.engine_address.split(",") if (address := part.strip()))
+
     def public_url(self, port: int | None = None) -> str:
         """Where the orchestrator reaches us, without trailing slash; empty when nobody said and we cannot know.
 
@@ -209,8 +225,12 @@ class Settings:
             return self.capability_url.rstrip("/")
         if self.listen_host in _WILDCARDS:
             return ""
-        host = f"[{self.listen_host}]" if ":" in self.listen_host else self.listen_host
-        return f"http://{host}:{port or self.listen_port}"
+        return self.local_url(port)
+
+    def local_url(self, port: int | None = None) -> str:
+        """Where programs of this machine reach us."""
+        host = "127.0.0.1" if self.listen_host in _WILDCARDS else self.listen_host
+        return f"http://{f'[{host}]' if ':' in host else host}:{port or self.listen_port}"
 
     @property
     def channel_hosts(self) -> tuple[str, ...]:

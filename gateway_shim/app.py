@@ -1,0 +1,26 @@
+"""The HTTP application."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from .config import Settings
+from .routes import byoc, live_video, middleware, params, system
+from .routes.context import CONTEXT, Context, Engine, Streams
+
+
+def create_app(settings: Settings, streams: Streams, engines: Sequence[Engine]) -> web.Application:
+    """The HTTP surface over parts that somebody else owns; ``app[CONTEXT]`` is what the handlers share.
+
+    Sends no CORS header: no page of another origin may call.
+    """
+    app = web.Application(
+        client_max_size=settings.body_limit_bytes,
+        middlewares=[middleware.errors, middleware.bearer],
+    )
+    app[CONTEXT] = Context(settings, streams, engines)
+    for routes in (byoc, live_video, params, system):
+        routes.add_routes(app.router)
+    return app

@@ -1,0 +1,64 @@
+"""What holds for every request: who may call, and what an error looks like on the wire."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from ..errors import HeadraceError, Unauthorized, Violation, error_body
+from . import live_video
+from .context import CONTEXT
+
+logger = logging.getLogger(__name__)
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Every error is JSON in both peers' shapes; nothing is ever a redirect (an orchestrator's client would drop the
+    body). What nobody foresaw is logged once, with an id that the caller gets too."""
+    try:
+        return await handler(request)
+    except HeadraceError as exc:
+        response = _answer(request, exc.http_status, exc.code, exc.message, exc.violations)
+        if isinstance(exc, Unauthorized):
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+    except web.HTTPException as exc:
+        if exc.status < 400:
+            raise
+        response = _answer(request, exc.status, exc.reason.lower().replace(" ", "_"), exc.reason)
+        if "Allow" in exc.headers:
+            response.headers["Allow"] = exc.headers["Allow"]
+        return response
+    except Exception:  # any handler may have a bug; the caller gets an id, the log the rest, the server lives on
+        incident = uuid.uuid4().hex[:8]
+        logger.exception("incident %s: %s %s failed", incident, request.method, request.path)
+        return _answer(request, 500, HeadraceError.code, f"internal error, incident {incident}")
+
+
+@web.middleware
+async def bearer(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """With a token configured every path needs it, ``/health`` included: orchestrators send it on every call
+    (protocol.md 3.1, 4.1), and an open health check would hide a wrong token until the first stream fails."""
+    context = request.app[CONTEXT]
+    token = context.settings.auth_token
+    if token:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+            context.on_unauthorized()
+            raise Unauthorized("the bearer token is missing or wrong")
+    return await handler(request)
+
+
+def _answer(
+    request: web.Request, status: int, code: str, message: str, violations: tuple[Violation, ...] = ()
+) -> web.Response:
+    if request.path in live_video.START_PATHS:
+        return live_video.refusal(status, code, message, violations)
+    return web.json_response(error_body(status, code, message, violations), status=status)
