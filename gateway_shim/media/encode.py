@@ -86,7 +86,7 @@ class Chunk:
 @dataclass(slots=True)
 class EncoderCounters:
     """pictures: encoded. dropped_pictures: their pts did not lie after the last. scaled_pictures: came in another
-    size or format. segments: begun. dropped_sounds: blocks without a track for them, or long before the first picture.
+    size or format. segments: begun. dropped_sounds: blocks without a track, or long before the first picture.
     dropped_samples: sound that lay before the first picture or behind what was out already."""
 
     pictures: int = 0
