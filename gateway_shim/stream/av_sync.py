@@ -10,7 +10,8 @@ from .pacing import TICKS
 
 
 class HasPts(Protocol):
-    pts: int
+    @property
+    def pts(self) -> int: ...
 
 
 _T = TypeVar("_T", bound=HasPts)

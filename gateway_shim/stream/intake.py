@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from ..media.decode import Decoder, DecoderSettings, Picture, Sound
+from ..media.decode import Colour, Decoder, DecoderSettings, Picture, Sound
+from ..media.fit import Fitter
 from ..media.planes import planes_of
-from ..media.scale import Scaler
 from ..media.ts import TsReader
 from ..trickle.subscriber import Subscriber
 from .ledger import Rate
@@ -32,7 +32,7 @@ class Decoded:
     width: int
     height: int
     pts: int
-    colour: Any  # media.Colour
+    colour: Colour
 
 
 class Intake:
@@ -59,7 +59,8 @@ class Intake:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"decode {name}")
         self._reader = TsReader()
         self._decoder = Decoder(DecoderSettings())
-        self._scaler: Scaler | None = Scaler(*size) if size else None
+        self._size = size
+        self._fitter: Fitter | None = None
         self.max_framerate: int | None = None
         self._last_kept: int | None = None
         self.skipped_by_rate = 0
@@ -100,7 +101,6 @@ class Intake:
     def close(self) -> None:
         """End the decoder thread; call when `run` has ended or was cancelled."""
         self._worker.shutdown(wait=True)
-        self._decoder.close()
 
     # ---- on the decoder thread
 
@@ -140,8 +140,9 @@ class Intake:
         return True
 
     def _copy_out(self, picture: Picture) -> Decoded:
-        if self._scaler is None:
-            self._scaler = Scaler(picture.width & ~1, picture.height & ~1)
-        frame = self._scaler.fit(picture.frame)
+        if self._fitter is None:
+            width, height = self._size or (picture.width, picture.height)
+            self._fitter = Fitter(width & ~1, height & ~1, picture.colour)
+        frame = self._fitter.fit(picture.frame)
         # The only copy of the pixels on this side: out of the decoder's padded buffers, which are freed at once.
         return Decoded(planes_of(frame), frame.width, frame.height, picture.pts, picture.colour)

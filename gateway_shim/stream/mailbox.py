@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..media.colour import Colour
 from .ledger import Outcome
 
 
@@ -22,7 +23,7 @@ class Entry:
     planes: bytes  # I420 without padding; what the engine gets and what a pass-through publishes
     width: int
     height: int
-    colour: Any  # media.Colour
+    colour: Colour
     arrived_at: float  # loop time at which its last byte was decoded
     due: float  # loop time at which something must go out for it
     outcome: Outcome | None = None

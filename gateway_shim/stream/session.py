@@ -14,9 +14,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import aiohttp
+from typing import Any, Literal
 
 from proto import engine_pb2 as pb
 
@@ -25,6 +23,7 @@ from ..errors import HeadraceError, InvalidRequest, Violation
 from ..media.decode import Sound
 from ..media.encode import EncoderSettings
 from ..params import StartRequest, Update, parse_update
+from ..trickle.connection import open_http
 from ..trickle.control import control_messages
 from ..trickle.data import DataWriter
 from ..trickle.publisher import Publisher
@@ -61,12 +60,15 @@ PIPELINE_NAME = "comfystream"
 _MATRICES = {"bt601": pb.Colour.MATRIX_BT601, "bt709": pb.Colour.MATRIX_BT709}
 
 
+Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium"]
+
+
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
     """What the operator decided for every stream."""
 
     latency_budget_s: float = 0.4
-    preset: str = "superfast"
+    preset: Preset = "superfast"
     bit_rate: int | None = None  # bits per second; None: from size and rate
     segment_s: float = 2.0
     input_timeout_s: float = 60.0  # silence after which a stream is over (ai-runner's guardian, protocol.md 6.3)
@@ -150,11 +152,7 @@ class StreamSession:
         """Open every channel that the request names; the stack closes them in the reverse order."""
         request = self.request
         # Its own connections: nothing of this stream outlives it, and a slow one cannot starve another.
-        http = await stack.enter_async_context(
-            aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=False), timeout=aiohttp.ClientTimeout(total=None)
-            )
-        )
+        http = await stack.enter_async_context(open_http())
         if request.events_url:
             events = await stack.enter_async_context(
                 Publisher(http, request.events_url, content_type="application/json")

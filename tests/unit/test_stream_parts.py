@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway_shim.media.colour import Colour
 from gateway_shim.stream.av_sync import AudioGate
 from gateway_shim.stream.fallback import Fallback
 from gateway_shim.stream.ledger import Ledger, Outcome
@@ -31,7 +32,7 @@ class Picture:
 
 def entry(frame_id: int, *, due: float = 1e9, pts: int | None = None) -> Entry:
     pts = frame_id * FRAME if pts is None else pts
-    return Entry(frame_id, pts, b"source", 4, 4, None, 0.0, due)
+    return Entry(frame_id, pts, b"source", 4, 4, Colour(), 0.0, due)
 
 
 # ---- pacing
