@@ -14,8 +14,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
+import cext
 from proto import VERSION, WIRE_VERSION
 
 from .backend import backend_of
@@ -109,11 +110,16 @@ def _remove_stale(path: Path) -> None:
 
 async def serve(settings: Settings) -> bool:
     """Run until SIGTERM or SIGINT. False: a graph still runs; only the end of the process ends it."""
+    if settings.pixel_backend != "auto":
+        try:
+            cext.use_backend(cast(cext.Backend, settings.pixel_backend))
+        except ValueError as exc:
+            raise StartRefused(f"pixel_backend: {exc}") from None
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = Server(lambda on_state: Engine(settings, backend_of(settings), on_state), settings.max_message_bytes)
+    server = Server(lambda on_settled: Engine(settings, backend_of(settings), on_settled), settings.max_message_bytes)
     inode = None
     try:
         if settings.socket_path is not None:

@@ -21,8 +21,24 @@ from .wire import VideoFormat
 HOW_TO_GET_COMFYUI: Final = "run make comfyui, or set COMFYUI_DIR to your ComfyUI"
 
 Overrides = Mapping[str, Mapping[str, Any]]
-#: Called with (stage, message) while something slow is under way; stages are those of ``Progress.Stage``.
-Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How far something slow has come. ``name`` is one of ``Progress.Stage`` in lower case; total 0: unknown."""
+
+    name: str
+    message: str = ""
+    done: int = 0
+    total: int = 0
+    node_id: str = ""
+
+
+Report = Callable[[Stage], None]
+
+
+class LoadFailed(Exception):
+    """ComfyUI did not load; the text is a whole sentence for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +86,17 @@ class GraphFailed(Exception):
 class Graph(Protocol):
     """One session's runner with its pixel conversion. Called on the executor thread, unless ``inline``."""
 
-    runner: str  # "executor", "plan", "pass_through"
-    runner_reason: str
-    inline: bool  # runs in microseconds and without torch: no need to go through the executor thread
+    @property
+    def runner(self) -> str:
+        """ "executor", "plan", "pass_through"."""
+
+    @property
+    def runner_reason(self) -> str:
+        """Why that one."""
+
+    @property
+    def inline(self) -> bool:
+        """Runs in microseconds and without torch: it need not go through the executor thread."""
 
     def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
         """One run. A prompt other than the last one's has been accepted by ``Backend`` and applies from here on.
@@ -170,6 +194,47 @@ def _cpu_name() -> str:
     return platform.machine()
 
 
+class LazyBackend:
+    """Imports the real backend when the executor thread calls ``load``: torch takes seconds, in which the engine
+    answers already. Before and during that only ``device`` and ``interrupt`` are called."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._real: Backend | None = None
+
+    def load(self) -> ComfyInfo:
+        from .comfy_backend import ComfyBackend
+
+        real = ComfyBackend(self._settings)
+        info = real.load()
+        self._real = real
+        return info
+
+    def device(self) -> DeviceInfo:
+        return self._real.device() if self._real is not None else cpu_device()
+
+    def definitions(self) -> Sequence[NodeDefinition]:
+        return self._loaded.definitions()
+
+    def check(self, workflow: Workflow) -> list[Finding]:
+        return self._loaded.check(workflow)
+
+    def override(self, prompt: Prompt, overrides: Overrides) -> Prompt:
+        return self._loaded.override(prompt, overrides)
+
+    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Graph:
+        return self._loaded.build(prompt, video, report)
+
+    def interrupt(self) -> None:
+        if self._real is not None:
+            self._real.interrupt()
+
+    @property
+    def _loaded(self) -> Backend:
+        assert self._real is not None, "load() comes first"
+        return self._real
+
+
 def backend_of(settings: Settings) -> Backend | None:
     """The backend that the settings ask for; None without a ComfyUI."""
-    return None
+    return None if settings.comfyui_dir is None else LazyBackend(settings)

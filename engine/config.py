@@ -113,6 +113,9 @@ class Settings:
     custom_nodes: bool = _option(_yes, "load the custom nodes of the ComfyUI", True)
     device: str = _option(_device, "auto, cpu, cuda or cuda:N", "auto")
     torch_threads: int = _option(_whole(0, 1024), "CPU threads of torch; 0: one per core", 0)
+    pixel_backend: str = _option(
+        _one_of("auto", "numpy", "c", "avx2", "avx512"), "kernel of the pixel conversion; auto: the fastest", "auto"
+    )
     # More sessions than this only share the same device's time; an operator with a large GPU raises it.
     max_sessions: int = _option(_whole(1, 1024), "sessions at once", 8)
     max_message_bytes: int = _option(

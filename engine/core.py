@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
-import gc
 import json
 import logging
 import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
 
 from . import wire
-from .backend import HOW_TO_GET_COMFYUI, Backend, ComfyInfo, Graph, GraphFailed, PassThrough, cpu_device
+from .backend import HOW_TO_GET_COMFYUI, Backend, Graph, GraphFailed, PassThrough, Stage
 from .config import Settings
 from .errors import (
     EngineError,
     InvalidRequest,
     NoSuchSession,
-    NotReady,
     NotServed,
     SessionExists,
     SessionsFull,
@@ -35,16 +30,15 @@ from .errors import (
     Violation,
     WireMismatch,
     WorkflowRefused,
+    refuse,
 )
-from .executor import Executor
-from .graph.overrides import OverrideError
+from .executor import Executor, release_heap
 from .graph.workflow import Finding, Prompt, Severity, Workflow, WorkflowError, parse
+from .loading import Loading, LoadState
 from .scheduler import Scheduler
 from .session import Outbox, Revision, Session
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 #: The session that the current task works for; the log writes it on every line.
 current_session: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("current_session", default="")
@@ -52,47 +46,26 @@ current_session: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("cu
 #: How long an update waits for the first frame made with it, before it is answered without the frame's pts.
 EFFECT_TIMEOUT_S: Final = 1.0
 
-#: How often a client that waits for ComfyUI hears that it still loads; silence looks like a hang.
-PROGRESS_INTERVAL_S: Final = 1.0
-
 _SESSION_ID = re.compile(r"[\x21-\x7e]{1,128}")
-
-
-class LoadState(Enum):
-    """Of ComfyUI; the values are those of the contract."""
-
-    ABSENT = pb.ComfyUI.STATE_ABSENT
-    LOADING = pb.ComfyUI.STATE_LOADING
-    READY = pb.ComfyUI.STATE_READY
-    FAILED = pb.ComfyUI.STATE_FAILED
-
-
-@dataclass(slots=True)
-class _Comfy:
-    state: LoadState
-    info: ComfyInfo = field(default_factory=ComfyInfo)
-    detail: str = ""
 
 
 class Engine:
     """Owns the executor thread, the scheduler and the sessions. Everything runs on one event loop.
 
-    ``backend`` None: no ComfyUI is configured, only pass-through runs. ``on_state`` is called when ComfyUI's state
-    changes.
+    ``backend`` None: no ComfyUI is configured, only pass-through runs. ``on_settled``: ComfyUI is loaded, or is not
+    going to be.
     """
 
     def __init__(
-        self, settings: Settings, backend: Backend | None, on_state: Callable[[LoadState], None] = lambda state: None
+        self,
+        settings: Settings,
+        backend: Backend | None,
+        on_settled: Callable[[LoadState], None] = lambda state: None,
     ) -> None:
         self.settings = settings
-        self.backend = backend
         self.started_at_ms = int(time.time() * 1000)
         self.sessions: dict[str, Session] = {}
-        self._on_state = on_state
-        self._comfy = _Comfy(LoadState.LOADING)
-        if backend is None:
-            self._comfy = _Comfy(LoadState.ABSENT, detail=f"there is no ComfyUI here; {HOW_TO_GET_COMFYUI}")
-        self._loaded = asyncio.Event()
+        self._loading = Loading(backend, settings.comfyui_dir, on_settled)
         self._executor = Executor()
         self._scheduler = Scheduler(self._executor.submit)
         self._tasks: list[asyncio.Task[None]] = []
@@ -106,85 +79,38 @@ class Engine:
         """Begin to load ComfyUI and to schedule; returns at once."""
         self._executor.start()
         self._tasks.append(asyncio.create_task(self._scheduler.run(), name="scheduler"))
-        self._tasks.append(asyncio.create_task(self._load(), name="load ComfyUI"))
+        self._tasks.append(asyncio.create_task(self._loading.run(self._executor), name="load ComfyUI"))
 
     def end_sessions(self) -> None:
         """Refuse further sessions and end those that run; their calls end with UNAVAILABLE."""
         self._stopping = True
-        self._loaded.set()
+        self._loading.stop()
         for session in list(self.sessions.values()):
             self.close(session, Stopping("the engine stops"))
 
     async def stop(self, deadline_s: float) -> bool:
         """End everything. False: a graph still runs on the executor thread, which only the process's end can stop."""
         self.end_sessions()
-        if self.backend is not None and self._comfy.state is LoadState.READY:
-            self.backend.interrupt()
-        for work in (*self._tasks, *self._builds):
-            work.cancel()
+        if self._loading.state is LoadState.READY:
+            self._loading.ready().interrupt()
+        for task in self._tasks:
+            task.cancel()
+        for build in self._builds:
+            build.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         return await self._executor.stop(deadline_s)
-
-    @property
-    def state(self) -> LoadState:
-        return self._comfy.state
-
-    async def _load(self) -> None:
-        if self.backend is not None:
-            began = time.monotonic()
-            try:
-                info = await self._executor.submit(self.backend.load)
-            except Exception as exc:  # ComfyUI is anybody's code; without it pass-through still runs
-                logger.exception("ComfyUI did not load from %s", self.settings.comfyui_dir)
-                text = f"ComfyUI in {self.settings.comfyui_dir} did not load: {type(exc).__name__}: {exc}"
-                self._comfy = _Comfy(LoadState.FAILED, detail=f"{text[:400]}; {HOW_TO_GET_COMFYUI}")
-            else:
-                self._comfy = _Comfy(LoadState.READY, info)
-                logger.info(
-                    "ComfyUI %s is ready after %.1f s with %d node classes, %d packs failed",
-                    info.version,
-                    time.monotonic() - began,
-                    info.node_classes,
-                    len(info.failed_packs),
-                )
-                await self._executor.submit(_settle_heap)
-        else:
-            logger.info("%s", self._comfy.detail)
-        self._loaded.set()
-        self._on_state(self._comfy.state)
 
     # ---- server
 
     def info(self) -> pb.ServerInfo:
         """All but what the service knows itself (versions, limits of the transport)."""
-        comfy = self._comfy
-        device = self.backend.device() if self.backend is not None else cpu_device()
         return pb.ServerInfo(
-            started_at_ms=self.started_at_ms,
-            device=pb.Device(
-                type=device.type,
-                name=device.name,
-                uuid=device.uuid,
-                memory_total_bytes=device.memory_total_bytes,
-                memory_free_bytes=device.memory_free_bytes,
-                compute_major=device.compute[0],
-                compute_minor=device.compute[1],
-                utilization_compute=device.utilization_compute,
-                utilization_memory=device.utilization_memory,
-            ),
-            comfyui=pb.ComfyUI(
-                state=comfy.state.value,
-                version=comfy.info.version,
-                directory=str(self.settings.comfyui_dir or ""),
-                node_classes=comfy.info.node_classes,
-                failed_packs=comfy.info.failed_packs,
-                detail=comfy.detail,
-            ),
+            started_at_ms=self.started_at_ms, device=self._loading.device(), comfyui=self._loading.message()
         )
 
     async def definitions(self, prefix: str) -> Sequence[Any]:
         """Of the loaded ComfyUI's nodes, by class."""
-        backend = self._ready_backend()
+        backend = self._loading.ready()
         known = await self._executor.submit(backend.definitions)
         return [definition for definition in known if definition.class_type.startswith(prefix)]
 
@@ -197,10 +123,9 @@ class Engine:
         findings = [*workflow.warnings, *_unserved(workflow)]
         if workflow.is_pass_through:
             return findings
-        if self._comfy.state in (LoadState.ABSENT, LoadState.FAILED):
-            text = self._comfy.detail.removesuffix(f"; {HOW_TO_GET_COMFYUI}")
-            return [*findings, Finding(Severity.ERROR, "no_comfyui", text, HOW_TO_GET_COMFYUI)]
-        return [*findings, *await self._executor.submit(self._ready_backend().check, workflow)]
+        if self._loading.problem:
+            return [*findings, Finding(Severity.ERROR, "no_comfyui", self._loading.problem, HOW_TO_GET_COMFYUI)]
+        return [*findings, *await self._executor.submit(self._loading.ready().check, workflow)]
 
     # ---- sessions
 
@@ -226,7 +151,7 @@ class Engine:
         overrides = wire.overrides(request.overrides)
         workflow = self._parse(request.workflow_json)
         if not workflow.is_pass_through or overrides:
-            await self._comfy_ready(outbox)
+            await self._loading.wait(lambda stage: _report(outbox, stage))
         prompt = workflow.prompt
         if overrides:
             prompt = await self._override(prompt, overrides)
@@ -276,9 +201,9 @@ class Engine:
         if session.closed:
             return
         self._scheduler.remove(session)
-        session.close(error)
         if self.sessions.get(session.session_id) is session:
             del self.sessions[session.session_id]
+        session.close(error)
         counters = session.counters
         logger.info(
             "session closed: %d frames received, %d processed, %d failed, %d late, %d dropped otherwise",
@@ -318,7 +243,7 @@ class Engine:
                     prompt = await self._override(prompt, overrides)
                 if dry_run:
                     if not workflow.is_pass_through:
-                        _refuse(await self._executor.submit(self._ready_backend().check, workflow))
+                        refuse(await self._executor.submit(self._loading.ready().check, workflow))
                 else:
                     graph = await self._graph(prompt, session.video, session.outbox)
             elif overrides:
@@ -344,8 +269,8 @@ class Engine:
         """The live parameters of a session."""
         session = self.get(session_id)
         known = {}
-        if self._comfy.state is LoadState.READY:
-            definitions = await self._executor.submit(self._ready_backend().definitions)
+        if self._loading.state is LoadState.READY:
+            definitions = await self._executor.submit(self._loading.ready().definitions)
             known = {definition.class_type: definition for definition in definitions}
         revision = session.revision
         return pb.SessionDescription(
@@ -373,39 +298,23 @@ class Engine:
 
     def _parse(self, workflow_json: str) -> Workflow:
         workflow = parse(workflow_json, max_nodes=self.settings.max_workflow_nodes)
-        _refuse(_unserved(workflow))
+        refuse(_unserved(workflow))
         return workflow
 
-    def _ready_backend(self) -> Backend:
-        if self._comfy.state is LoadState.LOADING:
-            raise NotReady("ComfyUI is loading; try again in a few seconds")
-        if self.backend is None or self._comfy.state is not LoadState.READY:
-            raise WorkflowRefused(f"only pass-through runs here: {self._comfy.detail}")
-        return self.backend
-
-    async def _comfy_ready(self, outbox: Outbox) -> None:
-        while self._comfy.state is LoadState.LOADING and not self._stopping:
-            _report(outbox, "loading", "ComfyUI is loading")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._loaded.wait(), PROGRESS_INTERVAL_S)
-        if self._stopping:
-            raise Stopping("the engine stops")
-        self._ready_backend()
-
     async def _override(self, prompt: Prompt, overrides: Mapping[str, Mapping[str, Any]]) -> Prompt:
-        backend = self._ready_backend()
+        backend = self._loading.ready()
         return await self._executor.submit(backend.override, prompt, overrides)
 
     async def _graph(self, prompt: Prompt, video: wire.VideoFormat, outbox: Outbox) -> Graph:
         workflow = Workflow(prompt)
         if workflow.is_pass_through:
             return PassThrough(video.width, video.height)
-        backend = self._ready_backend()
-        _refuse(await self._executor.submit(backend.check, workflow))
+        backend = self._loading.ready()
+        refuse(await self._executor.submit(backend.check, workflow))
         loop = asyncio.get_running_loop()
 
-        def report(stage: str, message: str) -> None:
-            loop.call_soon_threadsafe(_report, outbox, stage, message)
+        def report(stage: Stage) -> None:
+            loop.call_soon_threadsafe(_report, outbox, stage)
 
         build = self._executor.submit(backend.build, prompt, video, report)
         self._builds.add(build)
@@ -430,41 +339,12 @@ class Engine:
         if graph.inline:
             graph.close()
         else:
-            self._executor.submit(_close, graph)
+            self._executor.submit(_close, graph, not self.sessions)
 
     @staticmethod
     def _check_version(session: Session, expected: int) -> None:
         if expected and session.revision.version != expected:
             raise VersionConflict(f"the parameters are at version {session.revision.version}, not {expected}")
-
-
-def translate(error: BaseException) -> BaseException:
-    """What the graph layer raises, as an error of the contract; anything else stays what it is."""
-    if isinstance(error, WorkflowError):
-        return refusal(error.findings)
-    if isinstance(error, OverrideError):
-        violations = [Violation(item.path, item.message, "invalid_override") for item in error.violations]
-        return InvalidRequest(str(error), violations)
-    return error
-
-
-def refusal(findings: Sequence[Finding]) -> EngineError:
-    """FAILED_PRECONDITION when the workflow is sound but this engine lacks something, else INVALID_ARGUMENT."""
-    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
-    violations = [Violation(item.path or "workflow_json", str(item), item.code) for item in errors]
-    text = str(WorkflowError(findings))
-    if errors and all(item.code in _LACKING for item in errors):
-        return WorkflowRefused(text, violations)
-    return InvalidRequest(text, violations)
-
-
-#: Codes of findings that another engine might not have.
-_LACKING: Final = frozenset({"unknown_node", "no_comfyui", "audio_not_served", "refused_node", "unknown_choice"})
-
-
-def _refuse(findings: Sequence[Finding]) -> None:
-    if any(finding.severity is Severity.ERROR for finding in findings):
-        raise refusal(findings)
 
 
 def _unserved(workflow: Workflow) -> list[Finding]:
@@ -482,20 +362,29 @@ def _unserved(workflow: Workflow) -> list[Finding]:
     ]
 
 
-def _report(outbox: Outbox, stage: str, message: str) -> None:
-    number = getattr(pb.Progress, f"STAGE_{stage.upper()}")
-    outbox.put(pb.ProcessResponse(progress=pb.Progress(stage=number, message=message)))
+_STAGES: Final[Mapping[str, pb.Progress.Stage]] = {
+    "loading": pb.Progress.STAGE_LOADING,
+    "planning": pb.Progress.STAGE_PLANNING,
+    "warming": pb.Progress.STAGE_WARMING,
+    "ready": pb.Progress.STAGE_READY,
+}
 
 
-def _close(graph: Graph) -> None:
+def _report(outbox: Outbox, stage: Stage) -> None:
+    progress = pb.Progress(
+        stage=_STAGES[stage.name],
+        done=stage.done,
+        total=stage.total,
+        node_id=stage.node_id,
+        message=stage.message,
+    )
+    outbox.put(pb.ProcessResponse(progress=progress))
+
+
+def _close(graph: Graph, last: bool) -> None:
     try:
         graph.close()
     except Exception:  # a node's own clean-up may raise; the session is gone all the same
         logger.exception("a graph did not close cleanly")
-    gc.collect()
-
-
-def _settle_heap() -> None:
-    """A full collection with ComfyUI loaded takes 200 ms; of a frozen heap 1 ms. The frames to come feel it."""
-    gc.collect()
-    gc.freeze()
+    if last:
+        release_heap()

@@ -7,7 +7,7 @@ A refused call ends with a status and ``google.rpc`` details: ``ErrorInfo`` carr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -15,6 +15,9 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
+from .graph.overrides import OverrideError
+from .graph.workflow import Finding, Severity, WorkflowError
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,10 @@ DOMAIN: Final = "headrace.engine"
 #: in the message instead; a status that does not fit reaches the client as a bare INTERNAL.
 MAX_VIOLATIONS: Final = 16
 MAX_TEXT_CHARS: Final = 240
+
+
+#: Codes of findings that another engine might not have.
+LACKING: Final = frozenset({"unknown_node", "no_comfyui", "audio_not_served", "refused_node", "unknown_choice"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +126,44 @@ class NotServed(EngineError):
     status = grpc.StatusCode.UNIMPLEMENTED
 
 
+def refusal(findings: Sequence[Finding]) -> EngineError:
+    """FAILED_PRECONDITION when the workflow is sound but this engine lacks something, else INVALID_ARGUMENT."""
+    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    violations = [Violation(item.path or "workflow_json", str(item), item.code) for item in errors]
+    text = str(WorkflowError(findings))
+    if errors and all(item.code in LACKING for item in errors):
+        return WorkflowRefused(text, violations)
+    return InvalidRequest(text, violations)
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Raises ``refusal`` if a finding is an error."""
+    if any(finding.severity is Severity.ERROR for finding in findings):
+        raise refusal(findings)
+
+
 def status_of(error: BaseException) -> Any:
     """The ``grpc.Status`` for any exception, with details.
 
     What was not raised on purpose is INTERNAL and says nothing of itself to the client: its text may hold paths or
     values of somebody else's stream. The log has the traceback.
     """
+    error = _translated(error)
     if isinstance(error, EngineError):
         return rpc_status.to_status(_details(error))
     logger.error("a call failed unexpectedly", exc_info=error)
     internal = EngineError("the engine failed internally; its log has the details")
     return rpc_status.to_status(_details(internal))
+
+
+def _translated(error: BaseException) -> BaseException:
+    """What the graph layer raises, as an error of the contract; anything else stays what it is."""
+    if isinstance(error, WorkflowError):
+        return refusal(error.findings)
+    if isinstance(error, OverrideError):
+        violations = [Violation(item.path, item.message, "invalid_override") for item in error.violations]
+        return InvalidRequest(str(error), violations)
+    return error
 
 
 def _details(error: EngineError) -> status_pb2.Status:

@@ -131,3 +131,19 @@ def _resolve(done: asyncio.Future[Any], result: Any, error: BaseException | None
         done.set_exception(error)
     else:  # SystemExit or KeyboardInterrupt out of a node must not end the engine's loop
         done.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+def settle_heap() -> None:
+    """Collect, then take what is left out of the collector's sight: after ComfyUI's load and after each warm-up.
+
+    A full collection with ComfyUI loaded (310,000 objects) takes 160 to 230 ms, of a frozen heap 1 ms
+    (comfyui.md 2.3); the frames to come would feel it.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def release_heap() -> None:
+    """Collect frozen garbage too, such as the cycles of a closed graph. Slow: when nobody's frames wait."""
+    gc.unfreeze()
+    settle_heap()

@@ -19,8 +19,9 @@ from proto import VERSION, WIRE_VERSION, engine_pb2_grpc
 from proto import engine_pb2 as pb
 
 from . import wire
-from .core import Engine, LoadState, translate
+from .core import Engine
 from .errors import EngineError, InvalidRequest, NotServed, Violation, status_of
+from .loading import LoadState
 from .session import Outbox, Session
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def _refusing(method: Method) -> Method:
         except grpc.aio.AbortError:
             raise
         except Exception as exc:  # the client gets a status; what is unexpected is in the log
-            await context.abort_with_status(status_of(translate(exc)))
+            await context.abort_with_status(status_of(exc))
 
     return call  # type: ignore[return-value]
 
@@ -176,7 +177,7 @@ class Server:
     def __init__(self, engine_of: Callable[[Callable[[LoadState], None]], Engine], max_message_bytes: int) -> None:
         self._health = health.aio.HealthServicer()
         self._updates: set[asyncio.Task[None]] = set()
-        self.engine = engine_of(self._on_state)
+        self.engine = engine_of(self._on_settled)
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
@@ -208,7 +209,7 @@ class Server:
         await asyncio.gather(*self._updates)
         return await self.engine.stop(grace_s)
 
-    def _on_state(self, state: LoadState) -> None:
+    def _on_settled(self, state: LoadState) -> None:
         update = asyncio.create_task(self._set_health(state), name="health")
         self._updates.add(update)
         update.add_done_callback(self._updates.discard)

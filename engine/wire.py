@@ -6,15 +6,18 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
+from cext import PixelFormat
 from proto import engine_pb2 as pb
 
 from .errors import InvalidRequest, Violation
 from .graph.schema import InputDefinition, NodeDefinition
 from .graph.workflow import Finding, Prompt, Severity, is_link, title_of
 
-PIXEL_FORMATS: Final[Mapping[int, str]] = {
+Matrix: TypeAlias = Literal["bt601", "bt709"]
+
+PIXEL_FORMATS: Final[Mapping[int, PixelFormat]] = {
     pb.PIXEL_FORMAT_UNSPECIFIED: "i420",
     pb.PIXEL_FORMAT_I420: "i420",
     pb.PIXEL_FORMAT_NV12: "nv12",
@@ -25,7 +28,7 @@ _PIXEL_FORMAT_NUMBERS: Final = {
     "nv12": pb.PIXEL_FORMAT_NV12,
     "rgb24": pb.PIXEL_FORMAT_RGB24,
 }
-_MATRICES: Final = {
+_MATRICES: Final[Mapping[int, Matrix]] = {
     pb.Colour.MATRIX_UNSPECIFIED: "bt601",
     pb.Colour.MATRIX_BT601: "bt601",
     pb.Colour.MATRIX_BT709: "bt709",
@@ -40,8 +43,8 @@ class VideoFormat:
     height: int  # pixels, even
     time_base: Fraction = Fraction(1, 90000)  # seconds per tick of pts
     frame_rate: Fraction | None = None  # nominal, frames per second
-    pixel_format: str = "i420"  # "i420", "nv12", "rgb24"
-    matrix: str = "bt601"  # "bt601", "bt709"
+    pixel_format: PixelFormat = "i420"
+    matrix: Matrix = "bt601"
     full_range: bool = False
 
     @property
@@ -50,7 +53,7 @@ class VideoFormat:
         return plane_bytes(self.width, self.height, self.pixel_format)
 
 
-def plane_bytes(width: int, height: int, pixel_format: str) -> int:
+def plane_bytes(width: int, height: int, pixel_format: PixelFormat) -> int:
     """Bytes of one picture of even size: 1.5 a pixel for 4:2:0, 3 for RGB."""
     return width * height * 3 if pixel_format == "rgb24" else width * height * 3 // 2
 

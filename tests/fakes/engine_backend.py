@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.backend import ComfyInfo, DeviceInfo, FrameIn, GraphFailed, PictureOut, Report, RunResult
+from engine.backend import ComfyInfo, DeviceInfo, FrameIn, GraphFailed, PictureOut, Report, RunResult, Stage
 from engine.graph import overrides as graph_overrides
 from engine.graph.schema import InputDefinition, NodeDefinition, OutputDefinition
 from engine.graph.workflow import Finding, Prompt, Severity, Workflow
@@ -40,7 +40,7 @@ DEFINITIONS = {
 
 
 def workflow(level: int = 7, mode: str = "paint", **inputs: Any) -> str:
-    """``mode``: "paint"; "fail" raises; "nothing" gives no picture; "half" gives half the width; "text" adds a text."""
+    """``mode``: "paint"; "fail" and "bug" raise; "nothing" and "half" (the width) say it; "text" adds a text."""
     return json.dumps(
         {
             "1": {"class_type": "LoadTensor", "inputs": {}},
@@ -134,12 +134,12 @@ class StubBackend:
         return graph_overrides.apply(prompt, overrides, DEFINITIONS)
 
     def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> StubGraph:
-        report("warming", "one frame")
+        report(Stage("warming", "one frame"))
         graph = StubGraph(self, video)
         if prompt["5"]["inputs"].get("mode") == "fail":
             raise GraphFailed("told to", node_id="5", class_type="Level", exception="RuntimeError")
         self.graphs.append(graph)
-        report("ready", "")
+        report(Stage("ready"))
         return graph
 
     def interrupt(self) -> None:

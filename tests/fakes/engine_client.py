@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,18 @@ def settings_for(directory: Path, **changes: Any) -> Settings:
 @contextlib.asynccontextmanager
 async def running_engine(settings: Settings, backend: Backend | None = None) -> AsyncIterator[Server]:
     """A real server in this process."""
-    server = Server(lambda on_state: Engine(settings, backend, on_state), settings.max_message_bytes)
+    server = Server(lambda on_settled: Engine(settings, backend, on_settled), settings.max_message_bytes)
     await server.start(settings.address)
     try:
         yield server
     finally:
         assert await server.stop(settings.grace_s), "the executor thread did not end"
+
+
+async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until ``check`` holds; the test's own timeout bounds it."""
+    while not await check():  # noqa: ASYNC110  # what is waited for is in another process, or says nothing
+        await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager

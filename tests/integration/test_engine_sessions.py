@@ -9,16 +9,19 @@ import pytest
 from engine.session import PIPELINE_FRAMES
 from proto import engine_pb2 as pb
 from tests.fakes.engine_backend import StubBackend, workflow
-from tests.fakes.engine_client import Client, connected, grey, running_engine, settings_for
+from tests.fakes.engine_client import Client, connected, eventually, grey, running_engine, settings_for
 
 WIDTH, HEIGHT = 64, 48
 FRAME = grey(WIDTH, HEIGHT, 16)
 
 
-async def until_closed(client: Client, count: int = 0) -> None:
-    """Until the engine has no more than ``count`` sessions."""
-    while len((await client.stub.ListSessions(pb.ListSessionsRequest())).sessions) > count:
-        await asyncio.sleep(0.01)
+async def in_flight(client: Client, session_id: str, count: int) -> None:
+    """Until the session holds that many frames."""
+
+    async def check() -> bool:
+        return (await state(client, session_id)).frames_in_flight == count
+
+    await eventually(check)
 
 
 async def state(client: Client, session_id: str) -> pb.SessionState:
@@ -38,8 +41,7 @@ async def test_frames_go_through_the_graph_in_batches(tmp_path: Path) -> None:
         await process.frame(0, FRAME)
         await asyncio.to_thread(backend.running.wait)
         await process.frames(pb.Frame(frame_id=number, pts=number, planes=FRAME) for number in range(1, 6))
-        while (await state(client, "s")).frames_in_flight < 6:
-            await asyncio.sleep(0.01)
+        await in_flight(client, "s", 6)
         backend.gate.set()
         await process.end_input()
         await process.to_end()
@@ -64,7 +66,7 @@ async def test_frame_without_credit_is_dropped_and_costs_nothing(tmp_path: Path)
         await process.to_end()
         made = [number for number, result in process.results.items() if result.HasField("picture")]
         assert sorted(made) == list(range(granted))
-        # The client's own count is two too low by the frames it had no credit for; the engine gave none back for them.
+        # The client's own count went below zero for the two; the engine gave nothing back for them.
         assert process.credits == granted - 2
 
 
@@ -171,7 +173,11 @@ async def test_client_that_disappears_leaves_nothing(tmp_path: Path) -> None:
             await process.frame(0, FRAME)
             await process.frame(1, FRAME)
             await asyncio.to_thread(backend.running.wait)
-        await until_closed(client)
+
+        async def closed() -> bool:
+            return not server.engine.sessions
+
+        await eventually(closed)
         backend.gate.set()
         again = await client.open(workflow_json=workflow(8), session_id="gone")
         await again.frame(0, FRAME)
@@ -202,8 +208,7 @@ async def test_two_sessions_take_turns(tmp_path: Path) -> None:
         await first.frames(pb.Frame(frame_id=number, planes=FRAME) for number in range(4))
         await asyncio.to_thread(backend.running.wait)
         await second.frames(pb.Frame(frame_id=number, planes=FRAME) for number in range(4))
-        while (await state(client, "second")).frames_in_flight < 4:
-            await asyncio.sleep(0.01)
+        await in_flight(client, "second", 4)
         backend.gate.set()
         for process, level in ((first, 1), (second, 2)):
             await process.end_input()

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from proto import engine_pb2 as pb
 from tests.fakes.engine_backend import StubBackend, workflow
-from tests.fakes.engine_client import Client, Process, connected, grey, running_engine, settings_for
+from tests.fakes.engine_client import Client, Process, connected, eventually, grey, running_engine, settings_for
 
 FRAME = grey(64, 48, 16)
 
@@ -177,8 +177,11 @@ async def test_workflow_swaps_at_a_frame_boundary_and_the_old_graph_is_freed(tmp
         assert await level(process, 3) == 61
         await process.end_input()
         await process.to_end()
-        while not all(graph.closed for graph in backend.graphs):
-            await asyncio.sleep(0.01)
+
+        async def all_closed() -> bool:
+            return all(graph.closed for graph in backend.graphs)
+
+        await eventually(all_closed)
         assert len(backend.graphs) == 3
 
 

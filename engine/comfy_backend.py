@@ -1,0 +1,168 @@
+"""The graph layer of a real ComfyUI behind ``Backend``. Importing this module imports torch: executor thread only."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+import cext
+
+from .backend import (
+    ComfyInfo,
+    DeviceInfo,
+    FrameIn,
+    GraphFailed,
+    LoadFailed,
+    Overrides,
+    PictureOut,
+    Report,
+    RunResult,
+    Stage,
+)
+from .config import Settings
+from .executor import settle_heap
+from .graph import overrides as graph_overrides
+from .graph.comfy import ComfyHost, ComfyUnavailable
+from .graph.executor_runner import ExecutorRunner
+from .graph.runner import NodeFailed, TickInput, TickInterrupted
+from .graph.schema import NodeDefinition
+from .graph.tensors import Converter, NotAnImage
+from .graph.workflow import Finding, Prompt, Severity, Workflow, WorkflowError
+from .wire import VideoFormat
+
+logger = logging.getLogger(__name__)
+
+#: Mid grey: a generated frame that no node finds degenerate (black has no edges, no colour, and logarithms of 0).
+WARM_UP_LEVEL: Final = 128
+
+
+class ComfyGraph:
+    """One session's runner and converter."""
+
+    inline: Final = False
+
+    def __init__(self, runner: ExecutorRunner, prompt: Prompt, video: VideoFormat) -> None:
+        runner.load(prompt)
+        self.runner: str = runner.name
+        self.runner_reason = runner.reason
+        self._runner = runner
+        self._prompt = prompt
+        self._video = video
+        colour = cext.Colour(matrix=video.matrix, full_range=video.full_range)
+        self._converter = Converter(video.pixel_format, colour)
+
+    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
+        began = time.perf_counter_ns()
+        try:
+            if prompt is not self._prompt:
+                self._runner.update(prompt)
+                self._prompt = prompt
+            images = self._converter.to_images(
+                [frame.planes for frame in frames], self._video.width, self._video.height
+            )
+            ready = time.perf_counter_ns()
+            output = self._runner.tick(TickInput(images, frames[0].frame_id))
+            # The graph has let go of its input now; only then may its memory be used again.
+            del images
+            ran = time.perf_counter_ns()
+            given = [] if output.images is None else self._converter.to_planes(output.images[: len(frames)])
+        except NodeFailed as exc:
+            code = "out_of_memory" if exc.exception.endswith("OutOfMemoryError") else "node_failed"
+            raise GraphFailed(
+                exc.message, code=code, node_id=exc.node_id, class_type=exc.class_type, exception=exc.exception
+            ) from exc
+        except TickInterrupted as exc:
+            raise GraphFailed(str(exc), code="interrupted") from exc
+        except NotAnImage as exc:
+            raise GraphFailed(str(exc), code="bad_output") from exc
+        except WorkflowError as exc:
+            raise GraphFailed(str(exc), code="workflow_refused") from exc
+        pictures: list[PictureOut | None] = [PictureOut(item.planes, item.width, item.height) for item in given]
+        pictures += [None] * (len(frames) - len(pictures))
+        done = time.perf_counter_ns()
+        return RunResult(
+            pictures,
+            output.texts,
+            graph_us=(ran - ready) // 1000,
+            convert_us=(ready - began + done - ran) // 1000,
+        )
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+class ComfyBackend:
+    """See ``Backend``. Made on the executor thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._host: ComfyHost | None = None
+
+    def load(self) -> ComfyInfo:
+        settings = self._settings
+        assert settings.comfyui_dir is not None
+        if settings.torch_threads:
+            torch.set_num_threads(settings.torch_threads)
+        try:
+            host = ComfyHost.load(
+                settings.comfyui_dir,
+                custom_nodes=settings.custom_nodes,
+                device=settings.device,
+                loop=asyncio.get_event_loop(),
+            )
+        except ComfyUnavailable as exc:
+            raise LoadFailed(str(exc)) from exc
+        self._host = host
+        return ComfyInfo(host.version, len(host.definitions), host.failed_packs)
+
+    def device(self) -> DeviceInfo:
+        return DeviceInfo(*dataclasses.astuple(self._loaded.device))
+
+    def definitions(self) -> Sequence[NodeDefinition]:
+        return list(self._loaded.definitions.values())
+
+    def check(self, workflow: Workflow) -> list[Finding]:
+        return self._loaded.validate(workflow.prompt)
+
+    def override(self, prompt: Prompt, overrides: Overrides) -> Prompt:
+        changed = graph_overrides.apply(prompt, overrides, self._loaded.definitions)
+        findings = self._loaded.validate(changed)
+        if any(finding.severity is Severity.ERROR for finding in findings):
+            raise WorkflowError(findings)
+        return changed
+
+    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> ComfyGraph:
+        began = time.monotonic()
+        report(Stage("planning"))
+        graph = ComfyGraph(self._loaded.new_runner(), prompt, video)
+        frames = self._settings.warm_up_frames
+        planes = bytes([WARM_UP_LEVEL]) * video.frame_bytes
+        self._loaded.on_progress = lambda done, total, node: report(Stage("warming", "", done, total, node))
+        try:
+            for number in range(frames):
+                report(Stage("warming", f"frame {number + 1} of {frames}"))
+                graph.run(prompt, [FrameIn(number, 0, planes)])
+        except BaseException:
+            graph.close()
+            raise
+        finally:
+            self._loaded.on_progress = None
+        settle_heap()
+        report(Stage("ready"))
+        logger.info("graph of %d nodes is warm after %.2f s", len(prompt), time.monotonic() - began)
+        return graph
+
+    def interrupt(self) -> None:
+        if self._host is not None:
+            self._host.interrupt()
+
+    @property
+    def _loaded(self) -> ComfyHost:
+        assert self._host is not None, "load() comes first"
+        return self._host
