@@ -38,7 +38,10 @@ def planes_of(frame: av.VideoFrame) -> bytes:
 
 
 def frame_of(planes: bytes | bytearray | memoryview, width: int, height: int) -> av.VideoFrame:
-    """A yuv420p frame over I420 bytes. Nothing is copied: ``planes`` must stay as it is while the frame is in use.
+    """A yuv420p frame over I420 bytes. ``planes`` must stay as it is while the frame is in use.
+
+    Nothing is copied, but for heights that are no multiple of 4: PyAV's from_numpy_buffer (18.1) takes the height of
+    a yuv420p array as rows // 6 * 4.
 
     Raises ValueError for an odd size or too few bytes.
     """
@@ -48,7 +51,14 @@ def frame_of(planes: bytes | bytearray | memoryview, width: int, height: int) ->
     array = np.frombuffer(planes, np.uint8)
     if array.size < size:
         raise ValueError(f"{array.size} bytes are not enough for {width}x{height}, that is {size}")
-    return av.VideoFrame.from_numpy_buffer(array[:size].reshape(height * 3 // 2, width), "yuv420p")
+    if height % 4 == 0:
+        return av.VideoFrame.from_numpy_buffer(array[:size].reshape(height * 3 // 2, width), "yuv420p")
+    frame = av.VideoFrame(width, height, "yuv420p")
+    at = 0
+    for view in plane_views(frame):
+        view[:] = array[at : at + view.size].reshape(view.shape)
+        at += view.size
+    return frame
 
 
 def _check(frame: av.VideoFrame) -> None:

@@ -54,8 +54,7 @@ class Timeline:
             return self._decide(lane, lane.held, unit, stamp)
         if _follows(lane.last, stamp):
             return [self._placed(lane, unit, stamp)]
-        if lane.offset != self._offset and _follows(self._source, stamp):
-            lane.offset = self._offset  # the other kind has fallen before
+        if self._joins(lane, stamp):
             return [self._placed(lane, unit, stamp)]
         lane.held = unit
         return []
@@ -76,10 +75,17 @@ class Timeline:
         if not _follows(jumped, stamp):
             lane.held = unit
             return [_unstamped(held)]
-        if jumped < lane.last:
+        if not self._joins(lane, jumped) and jumped < lane.last:
             self.jumps += 1
             self._offset = lane.offset = self._end + _RESUME_STEP - jumped
         return [self._placed(lane, held, jumped), self._placed(lane, unit, stamp)]
+
+    def _joins(self, lane: _Lane, stamp: int) -> bool:
+        """Whether the other kind has fallen to where this stamp is, so that this one only follows it."""
+        if lane.offset == self._offset or not _follows(self._source, stamp):
+            return False
+        lane.offset = self._offset
+        return True
 
     def _placed(self, lane: _Lane, unit: AccessUnit, stamp: int) -> AccessUnit:
         lane.last = stamp
