@@ -153,7 +153,8 @@ def _checked(value: Any, current: Any, expected: InputDefinition, prompt: Prompt
     if not kinds:
         return _checked_foreign(value, current, expected)
     allowed = allowed_values(expected)
-    for kind in sorted(kinds):
+    # Integers before floats: where both are welcome, 2 stays 2.
+    for kind in sorted(kinds, key=["INT", "FLOAT", "BOOLEAN", "STRING", COMBO].index):
         fits, typed = _typed(kind, value, expected)
         if fits:
             break

@@ -128,7 +128,7 @@ def _input(name: str, declaration: Any, *, required: bool) -> InputDefinition:
     elif kind == COMBO:
         choices = options.get("options") or ()
     type_name = COMBO if isinstance(kind, list | tuple) else _type_name(kind)
-    numeric = type_name in {"INT", "FLOAT"}
+    numeric = not {"INT", "FLOAT"}.isdisjoint(type_name.split(","))
     return InputDefinition(
         name=name,
         type=type_name,

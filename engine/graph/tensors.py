@@ -101,18 +101,18 @@ def normalised(images: Any) -> torch.Tensor:
         raise NotAnImage(f"the graph gave a tensor {shape}, a picture has at least 2 x 2 pixels")
     if height * width > MAX_PIXELS:
         raise NotAnImage(f"the graph gave a picture of {width} x {height}, the limit is {MAX_PIXELS} pixels")
-    images = images.detach()[:, :height, :width]
     if images.layout != torch.strided or images.is_complex() or images.is_meta:
         raise NotAnImage(f"the graph gave a tensor of {images.dtype} ({images.layout}), IMAGE holds floats")
-    if images.dtype is torch.uint8:
-        images = images.to("cpu", torch.float32) / 255.0
-    elif images.dtype not in (torch.float32, torch.float16):
-        if not images.is_floating_point() and images.dtype is not torch.bool:
-            raise NotAnImage(f"the graph gave a tensor of {images.dtype}, IMAGE holds floats from 0 to 1")
-        images = images.to("cpu", torch.float32)
-    images = images.to("cpu")
-    if images.shape[3] == 1:
-        images = images.expand(-1, -1, -1, 3)
-    channels = images.shape[3]
-    whole_pixels = images.stride(3) == 1 and images.stride(2) == channels and images.stride(1) >= width * channels
-    return images if whole_pixels else images.contiguous()
+    ready: torch.Tensor = images.detach()[:, :height, :width]
+    if ready.dtype is torch.uint8:
+        ready = ready.to("cpu", torch.float32) / 255.0
+    elif ready.dtype not in (torch.float32, torch.float16):
+        if not ready.is_floating_point() and ready.dtype is not torch.bool:
+            raise NotAnImage(f"the graph gave a tensor of {ready.dtype}, IMAGE holds floats from 0 to 1")
+        ready = ready.to("cpu", torch.float32)
+    ready = ready.to("cpu")
+    if ready.shape[3] == 1:
+        ready = ready.expand(-1, -1, -1, 3)
+    channels = ready.shape[3]
+    whole_pixels = ready.stride(3) == 1 and ready.stride(2) == channels and ready.stride(1) >= width * channels
+    return ready if whole_pixels else ready.contiguous()

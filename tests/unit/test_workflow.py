@@ -1,0 +1,209 @@
+"""What is accepted as a workflow, what becomes live in it, and how a refusal reads."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.graph.runner import PassThroughRunner, TickInput
+from engine.graph.workflow import MAX_NODES, PASS_THROUGH, Finding, Severity, WorkflowError, parse
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "workflows").glob("*.json"))
+
+
+def node(class_type: str, title: str = "", **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs} | ({"_meta": {"title": title}} if title else {})
+
+
+def refused(source: Any) -> dict[str, Any]:
+    """The findings by code."""
+    with pytest.raises(WorkflowError) as caught:
+        parse(source)
+    return {finding.code: finding for finding in caught.value.findings}
+
+
+@pytest.mark.parametrize("source", [None, "", "  \n", b""])
+def test_nothing_means_pass_through(source):
+    workflow = parse(source)
+    assert workflow.prompt == PASS_THROUGH
+    assert workflow.is_pass_through
+
+
+def test_pass_through_is_a_copy_each_time():
+    parse(None).prompt["1"]["inputs"]["x"] = 1
+    assert PASS_THROUGH["1"]["inputs"] == {}
+
+
+def test_load_and_preview_become_live_and_keep_ids_titles_and_links():
+    document = {
+        "7": node("LoadImage", "Camera", image="example.png"),
+        "9": node("SaveImage", "Out", images=["7", 0], filename_prefix="x"),
+    }
+    before = copy.deepcopy(document)
+    workflow = parse(json.dumps(document))
+    assert workflow.prompt["7"] == node("LoadTensor", "Camera")
+    assert workflow.prompt["9"] == node("SaveTensor", "Out", images=["7", 0], filename_prefix="x")
+    assert (workflow.image_inputs, workflow.image_outputs) == (("7",), ("9",))
+    assert workflow.is_pass_through
+    assert parse(document).prompt == workflow.prompt
+    assert document == before, "the caller's document was written to"
+
+
+def test_primary_input_is_live_and_other_files_stay_files():
+    workflow = parse(
+        {
+            "1": node("PrimaryInputLoadImage", image="a.png"),
+            "2": node("LoadImage", image="logo.png"),
+            "3": node("LoadImage", image="mask.png"),
+            "4": node("ImageBlend", image1=["1", 0], image2=["2", 0]),
+            "5": node("PreviewImage", images=["4", 0]),
+        }
+    )
+    assert workflow.image_inputs == ("1",)
+    assert workflow.prompt["2"] == node("LoadImage", image="logo.png")
+    assert not workflow.is_pass_through
+
+
+def test_a_mask_output_is_not_pass_through():
+    assert not parse({"1": node("LoadTensor"), "2": node("SaveTensor", images=["1", 1])}).is_pass_through
+
+
+def test_foreign_fields_of_a_node_do_not_travel():
+    document = {"1": node("LoadTensor") | {"is_changed": 1}, "2": node("SaveTensor", images=["1", 0])}
+    assert "is_changed" not in parse(document).prompt["1"]
+
+
+def test_every_violation_comes_at_once_with_its_place():
+    findings = refused(
+        {
+            "1": node("LoadTensor", "In"),
+            "2": node("ImageBlend", "Mix", image1=["11", 0], image2=["1", True], factor=[1, 0]),
+            "3": node("Loop", a=["4", 0]),
+            "4": node("Loop", a=["3", 0]),
+            "5": node("PrimaryInputLoadImage"),
+            "6": node("PrimaryInputLoadImage"),
+        }
+    )
+    assert set(findings) == {"unknown_link", "bad_link", "cycle", "too_many_primary_inputs", "missing_output"}
+    link = findings["unknown_link"]
+    assert (link.path, link.node_id, link.class_type, link.title, link.input) == (
+        "nodes.2.inputs.image1", "2", "ImageBlend", "Mix", "image1",
+    )  # fmt: skip
+    assert "'1'" in link.remedy
+    assert all(finding.message and finding.remedy for finding in findings.values())
+
+
+@pytest.mark.parametrize(
+    ("classes", "code", "words"),
+    [
+        (["LoadTensor"], "missing_output", "missing output"),
+        (["SaveTensor"], "missing_input", "missing input"),
+        (
+            ["LoadTensor", "LoadTensor", "LoadAudioTensor", "SaveTensor"],
+            "too_many_inputs",
+            "too many inputs in prompt",
+        ),
+        (["LoadTensor"] + ["SaveTextTensor"] * 4, "too_many_outputs", "too many outputs in prompt"),
+        (
+            ["PrimaryInputLoadImage"] * 2 + ["SaveTensor"],
+            "too_many_primary_inputs",
+            "too many primary inputs in prompt",
+        ),
+        (["LoadImage", "LoadImage", "SaveTensor"], "ambiguous_input", "which is live"),
+    ],
+)
+def test_limits_of_comfystream(classes, code, words):
+    findings = refused({str(index): node(name) for index, name in enumerate(classes)})
+    assert words in findings[code].message
+
+
+def test_the_limits_themselves_are_allowed():
+    document = {str(index): node(name) for index, name in enumerate(["LoadTensor", "LoadAudioTensor"])}
+    document |= {str(index + 2): node("SaveTextTensor") for index in range(3)}
+    workflow = parse(document)
+    assert workflow.audio_inputs == ("1",)
+    assert workflow.text_outputs == ("2", "3", "4")
+
+
+def test_several_pictures_are_a_warning_that_says_which_one_is_seen():
+    workflow = parse({"1": node("LoadTensor"), "2": node("SaveTensor", images=["1", 0]), "3": node("PreviewImage")})
+    assert [(item.severity, item.code) for item in workflow.warnings] == [(Severity.WARNING, "several_outputs")]
+    assert "node 2" in workflow.warnings[0].message
+
+
+def test_the_editors_own_format_is_recognised():
+    finding = refused({"last_node_id": 3, "nodes": [{"id": 1}], "links": [], "version": 0.4})["ui_format"]
+    assert "export it in API format" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        ("{", "not_json"),
+        ('{"1": {"class_type": "A", "inputs": {"x": NaN}}}', "not_json"),
+        (b"\xff\xfe\x00", "not_json"),
+        ("[" * 100_000, "not_json"),
+        ("[]", "not_a_workflow"),
+        ("3", "not_a_workflow"),
+        ({}, "empty_workflow"),
+        ({"prompt": {"1": {}}}, "missing_class_type"),
+        ({"1": "LoadImage"}, "not_a_node"),
+        ({"1": {"class_type": 5}}, "missing_class_type"),
+        ({"1": {"class_type": "A", "inputs": []}}, "bad_inputs"),
+        ({1: {"class_type": "A"}}, "bad_node_id"),
+        ({str(index): node("A") for index in range(MAX_NODES + 1)}, "too_many_nodes"),
+    ],
+)
+def test_what_is_no_workflow_is_refused_with_a_sentence(source, code):
+    finding = refused(source)[code]
+    assert finding.message
+    assert finding.remedy
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=12,
+)
+NODE = st.fixed_dictionaries(
+    {"class_type": st.sampled_from(["LoadTensor", "SaveTensor", "LoadImage", "X"]), "inputs": JSON | st.just({})}
+)
+
+
+@given(JSON | st.dictionaries(st.sampled_from("123"), NODE | JSON, max_size=3))
+def test_any_json_gives_a_workflow_or_findings(document):
+    findings: tuple[Finding, ...] = ()
+    try:
+        parse(document)
+    except WorkflowError as refusal:
+        findings = refusal.findings
+        assert str(refusal)  # noqa: PT017 - it has one in every case
+    assert not findings or any(item.severity is Severity.ERROR for item in findings)
+
+
+def test_without_comfyui_only_pass_through_runs():
+    runner = PassThroughRunner()
+    runner.load(parse(None).prompt)
+    picture: Any = object()
+    assert runner.tick(TickInput(picture)).images is picture
+    with pytest.raises(WorkflowError, match="make comfyui"):
+        runner.load({"1": node("LoadTensor"), "2": node("ImageInvert", image=["1", 0])})
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_have_titles_and_live_ends(path):
+    workflow = parse(path.read_text())
+    assert workflow.image_inputs
+    assert workflow.image_outputs
+    assert not workflow.warnings
+    titles = [item.get("_meta", {}).get("title") for item in workflow.prompt.values()]
+    assert all(titles)
+    assert len(set(titles)) == len(titles), "titles are aliases in updates, so they differ"
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 4
