@@ -37,10 +37,10 @@ class ByocRegistration:
     """The capability of ``settings`` at ``settings.orch_url``, reachable at ``public_url``."""
 
     def __init__(self, http: aiohttp.ClientSession, settings: Settings, public_url: str) -> None:
-        self.name = f"{settings.capability_name} ({public_url}) at {settings.orch_url}"
         self._http = http
         self._settings = settings
         self._public_url = public_url.rstrip("/")  # the orchestrator appends paths as they are
+        self.name = f"{settings.capability_name} ({self._public_url}) at {settings.orch_url}"
 
     def body(self) -> dict[str, Any]:
         """Exactly the keys of go-livepeer's ExternalCapability (byoc/types.go)."""

@@ -62,6 +62,7 @@ class Registrar:
         self._timing = timing or RegistrarTiming()
         self._jitter = jitter
         self._wake = asyncio.Event()
+        self._moved = asyncio.Event()
         self._due_at = 0.0
         self._attempted = False
         self._task: asyncio.Task[None] | None = None
@@ -75,7 +76,7 @@ class Registrar:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        self.state = RegistrationState.ENDED
+        self._become(RegistrationState.ENDED)
         if self._attempted:  # also after a failure: the answer may have been lost, not the request
             await self._unregister()
 
@@ -87,6 +88,16 @@ class Registrar:
         """The orchestrator has probably dropped us, as it does after a 401: register soon, once no stream runs."""
         self._due_at = min(self._due_at, asyncio.get_running_loop().time() + self._timing.dropped_s)
         self._wake.set()
+
+    async def reached(self, state: RegistrationState) -> None:
+        """Wait until ``state`` holds."""
+        while self.state is not state:
+            await self._moved.wait()
+
+    def _become(self, state: RegistrationState) -> None:
+        self.state = state
+        self._moved.set()
+        self._moved = asyncio.Event()  # wakes every waiter once
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -115,9 +126,7 @@ class Registrar:
         try:
             await self._registration.register()
         except RegistrationRefused as exc:
-            self._failed(
-                RegistrationState.REFUSED, f"the orchestrator refuses it, check its settings and ours: {exc}"
-            )
+            self._failed(RegistrationState.REFUSED, f"{exc} (check ORCH_SECRET and CAPABILITY_*)")
             return failures + 1, timing.refused_retry_s * (0.75 + 0.5 * self._jitter())
         except RegistrationFailed as exc:
             self._failed(RegistrationState.FAILING, str(exc))
@@ -125,8 +134,8 @@ class Registrar:
             return failures + 1, backoff_s * (0.75 + 0.5 * self._jitter())
         if self.state is not RegistrationState.REGISTERED:
             logger.info("registered %s", self._registration.name)
-        self.state = RegistrationState.REGISTERED
         self.last_error = ""
+        self._become(RegistrationState.REGISTERED)
         return 0, timing.again_s * (0.75 + 0.5 * self._jitter())
 
     def _failed(self, state: RegistrationState, message: str) -> None:
@@ -134,8 +143,8 @@ class Registrar:
         if (state, message) != (self.state, self.last_error):
             level = logging.ERROR if state is RegistrationState.REFUSED else logging.WARNING
             logger.log(level, "cannot register %s: %s; will go on trying", self._registration.name, message)
-        self.state = state
         self.last_error = message
+        self._become(state)
 
     async def _unregister(self) -> None:
         try:
