@@ -35,6 +35,7 @@ from .channel import Channel, Segment
 from .faults import Dropped, Fault, Faults
 
 BASE_PATH = "/ai/trickle"
+LINGER_S = 0.5  # net/http, rstAvoidanceDelay
 _INDEX = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # What reading a request body raises when the client is gone or does not speak HTTP.
@@ -228,13 +229,12 @@ class Broker:
         channel = self._channels.get(name)
         if channel is None:
             response = _text(404, "Stream not found")
-            if request.method == "POST":
-                response.force_close()
-            return response
+            return await _answer_early(request, response) if request.method == "POST" else response
         if request.method == "GET" and index == "next":
             return self._next(channel)
         if not _INDEX.fullmatch(index):
-            return _text(400, "Invalid idx")
+            response = _text(400, "Invalid idx")
+            return await _answer_early(request, response) if request.method == "POST" else response
         self._open[id(request)] = request
         try:
             return await handlers[request.method](request, channel, int(index))
@@ -331,9 +331,7 @@ class Broker:
         segment = channel.for_writing(seq)
         fault = self.faults.take("POST", channel.name, segment.seq)
         if fault is not None and fault.kind == "answer":
-            response = _text(fault.status, "as ordered")
-            response.force_close()
-            return response
+            return await _answer_early(request, _text(fault.status, "as ordered"))
         if HEADER_RESET in request.headers:
             channel.reset(segment.seq)
         with _at_work(request, channel, segment):
@@ -351,14 +349,11 @@ class Broker:
             data = await self._first_bytes(request, channel, segment)
             channel.started(segment.seq, clock())
             if data is None:
-                if not request.content.at_eof():
-                    channel.counters.refused_posts += 1
+                channel.counters.refused_posts += segment.closed
                 segment.close()
                 if channel.closed:
                     headers[HEADER_CLOSED] = "terminated"
-                response = web.Response(headers=headers)
-                response.force_close()
-                return response
+                return await _answer_early(request, web.Response(headers=headers))
             channel.counters.segments += 1
             while data:
                 if fault is None:
@@ -420,6 +415,26 @@ def _at_work(request: web.Request, channel: Channel, segment: Segment) -> Iterat
     finally:
         segment.at_work[request.method] -= 1
         channel.changed.fire()
+
+
+async def _answer_early(request: web.Request, response: web.Response) -> web.Response:
+    """Answer a request whose body may not have ended, and end its connection.
+
+    The rest of the body is read for a moment, since closing on unread bytes resets the connection, and the reset may
+    overtake the answer. aiohttp would do the same for 10 s, whether or not the client is still there.
+    """
+    response.force_close()
+    try:
+        await response.prepare(request)
+        await response.write_eof()
+        async with asyncio.timeout(LINGER_S):
+            while not request.content.at_eof():
+                await request.content.readany()
+    except (TimeoutError, *_BODY_FAILURES):
+        pass
+    if not request.content.at_eof():
+        request.protocol.force_close()
+    return response
 
 
 def _gone(request: web.Request) -> bool:
