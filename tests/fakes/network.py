@@ -1,0 +1,190 @@
+"""A whole network in one process: a real broker, the whole shim, an engine over a real Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from engine.backend import Backend
+from gateway_shim.config import Settings
+from gateway_shim.localnet import probe
+from gateway_shim.localnet.broker import Broker
+from gateway_shim.localnet.source import Published, publish_file
+from gateway_shim.shim import Shim, running
+from gateway_shim.trickle.connection import open_http
+from gateway_shim.trickle.publisher import Publisher
+from gateway_shim.trickle.subscriber import Subscriber
+from tests.fakes.engine_client import running_engine, settings_for
+
+CHANNELS = {"subscribe_url": "", "publish_url": "-out", "control_url": "-control", "events_url": "-events"}
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a viewer got. ``numbers`` in order of display, ``pts`` of each."""
+
+    numbers: list[int]
+    pts: list[int]
+    unreadable: int
+    arrivals: probe.Arrivals
+    path: Path
+
+
+class LiveStream:
+    """One stream from the network's side: the gateway that publishes, watches and listens."""
+
+    def __init__(self, network: Network, stream_id: str, urls: dict[str, str], directory: Path) -> None:
+        self.network = network
+        self.id = stream_id
+        self.urls = urls
+        self.events: list[dict[str, Any]] = []
+        self._heard = asyncio.Condition()
+        self._directory = directory
+        self._publisher: Publisher | None = None
+        self._probe: asyncio.Task[probe.Arrivals] | None = None
+        self._listener: asyncio.Task[None] | None = None
+
+    def listen(self) -> None:
+        path = self._directory / f"{self.id}-out.ts"
+        self._probe = asyncio.create_task(probe.Probe(self.network.http, self.urls["publish_url"], path).run())
+        if "events_url" in self.urls:
+            self._listener = asyncio.create_task(self._hear())
+
+    async def _hear(self) -> None:
+        async with Subscriber(self.network.http, self.urls["events_url"]) as subscriber:
+            async for segment in subscriber:
+                body = json.loads(await segment.read(1 << 20))
+                assert set(body) == {"event", "queue_event_type"}
+                async with self._heard:
+                    self.events.append(body["event"])
+                    self._heard.notify_all()
+
+    async def event(self, kind: str, **facts: Any) -> dict[str, Any]:
+        """The first event of a type, now or later, with these facts."""
+
+        def find() -> dict[str, Any] | None:
+            for event in self.events:
+                if event["type"] == kind and all(event.get(key) == value for key, value in facts.items()):
+                    return event
+            return None
+
+        async with self._heard:
+            await self._heard.wait_for(lambda: find() is not None)
+        found = find()
+        assert found is not None
+        return found
+
+    async def publisher(self) -> Publisher:
+        if self._publisher is None:
+            publisher = Publisher(self.network.http, self.urls["subscribe_url"], content_type="video/MP2T")
+            self._publisher = await publisher.__aenter__()
+        return self._publisher
+
+    async def publish(self, path: Path, **options: Any) -> Published:
+        options = {"loops": 1, "realtime": False} | options
+        return await publish_file(await self.publisher(), path, **options)
+
+    async def publish_bytes(self, data: bytes) -> None:
+        await (await self.publisher()).publish(data)
+
+    async def control(self, message: Any) -> None:
+        async with Publisher(self.network.http, self.urls["control_url"], content_type="application/json") as channel:
+            await channel.publish(message if isinstance(message, bytes) else json.dumps(message).encode())
+
+    async def end_input(self) -> None:
+        """The client went away: its gateway deletes the input channel."""
+        if self._publisher is not None:
+            await self._publisher.__aexit__(None, None, None)
+            self._publisher = None
+        await self.network.broker.delete(self.id)
+
+    async def received(self) -> Received:
+        """After the end of the stream: what arrived. The orchestrator closes the other channels then."""
+        await self.network.shim.streams.wait_idle()
+        for suffix in ("-out", "-control"):
+            await self.network.broker.delete(self.id + suffix)
+        assert self._probe is not None
+        arrivals = await self._probe
+        path = self._directory / f"{self.id}-out.ts"
+        numbers = probe.numbers(path) if path.stat().st_size else probe.Numbers({}, 0)
+        pts = sorted(numbers.by_pts)
+        return Received([numbers.by_pts[at] for at in pts], pts, numbers.unreadable, arrivals, path)
+
+    async def close(self) -> None:
+        if self._publisher is not None:
+            await self._publisher.__aexit__(None, None, None)
+        for name in ("", "-out", "-control", "-events"):
+            await self.network.broker.delete(self.id + name)
+        for task in (self._probe, self._listener):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+
+class Network:
+    def __init__(self, broker: Broker, shim: Shim, http: aiohttp.ClientSession, directory: Path) -> None:
+        self.broker = broker
+        self.shim = shim
+        self.http = http
+        self._directory = directory
+        self._streams: list[LiveStream] = []
+
+    async def start(
+        self, stream_id: str = "cam", *, params: Any = None, without: Sequence[str] = (), **extra: Any
+    ) -> LiveStream:
+        """Start a stream as an orchestrator does (BYOC), with every channel but ``without``."""
+        urls = {
+            name: self.broker.create(stream_id + suffix, "video/MP2T")
+            for name, suffix in CHANNELS.items()
+            if name not in without
+        }
+        body = {"gateway_request_id": stream_id, **urls, "params": params, **extra}
+        status, answer = await self.post("/stream/start", body)
+        assert status == 200, answer
+        stream = LiveStream(self, stream_id, urls, self._directory)
+        stream.listen()
+        self._streams.append(stream)
+        return stream
+
+    async def post(self, path: str, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:
+        async with self.http.post(self.shim.url + path, json=body, headers=headers) as response:
+            return response.status, await response.json()
+
+    async def get(self, path: str) -> dict[str, Any]:
+        async with self.http.get(self.shim.url + path) as response:
+            answer: dict[str, Any] = await response.json()
+            return answer
+
+    async def ready(self) -> None:
+        await self.shim.engines[0].ready()
+
+    async def close(self) -> None:
+        for stream in self._streams:
+            await stream.close()
+
+
+@contextlib.asynccontextmanager
+async def network(
+    directory: Path, *, engine: bool = True, backend: Backend | None = None, **settings: Any
+) -> AsyncIterator[Network]:
+    """``engine`` False: nobody listens at the engine's address. ``backend``: a stand-in for ComfyUI."""
+    async with contextlib.AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(Broker())
+        engine_settings = settings_for(directory)
+        if engine:
+            await stack.enter_async_context(running_engine(engine_settings, backend))
+        settings = {"listen_port": 0, "drain_s": 0.0, "run_dir": directory} | settings
+        shim = await stack.enter_async_context(running(Settings(engine_address=engine_settings.address, **settings)))
+        http = await stack.enter_async_context(open_http())
+        net = Network(broker, shim, http, directory)
+        stack.push_async_callback(net.close)
+        if engine:
+            await net.ready()
+        yield net

@@ -1,0 +1,132 @@
+"""Whole streams, broker to broker, with everything that inputs do: no frame lost, doubled, moved or out of order."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gateway_shim.localnet import measure, probe
+from gateway_shim.localnet.numbered import write_clip
+from tests.fakes.network import network
+from tests.fakes.ts_edit import shifted, without_sound_before
+
+FRAME = 3000  # ticks at 30 fps
+
+
+def sizes(path: Path) -> set[tuple[int, int]]:
+    return {(frame.width, frame.height) for _, frame in probe.pictures(path)}
+
+
+def av_offsets_ms(path: Path) -> list[float]:
+    """Distance of each burst of sound from the frame that it belongs to."""
+    sound = probe.sound(path)
+    assert sound is not None
+    numbers = probe.numbers(path)
+    last = max(numbers.by_pts)  # sound may be longer than the picture
+    onsets = [onset for onset in measure.onsets(sound) if onset <= last]
+    return [min((onset - pts for pts in numbers.bursts_due), key=abs) / 90 for onset in onsets]
+
+
+@pytest.mark.parametrize(
+    ("audio", "b_frames"), [(None, 0), ("aac", 0), ("opus", 0), ("aac", 2)], ids=["silent", "aac", "opus", "b-frames"]
+)
+async def test_every_frame_once_in_order_with_its_pts(tmp_path: Path, audio: str | None, b_frames: int) -> None:
+    clip = write_clip(tmp_path / "clip.ts", frames=90, audio=audio, b_frames=b_frames)  # type: ignore[arg-type]
+    async with network(tmp_path) as net:
+        stream = await net.start()
+        published = await stream.publish(clip)
+        await stream.end_input()
+        received = await stream.received()
+    assert received.numbers == list(range(90))
+    assert received.pts == sorted(published.video)
+    assert received.arrivals.keyless_segments == 0
+    assert (received.arrivals.sound_units > 0) == (audio is not None)
+    if audio is not None:
+        offsets = av_offsets_ms(received.path)
+        assert len(offsets) == 3
+        assert max(map(abs, offsets)) < 40
+
+
+async def test_two_streams_share_nothing(tmp_path: Path) -> None:
+    clips = [write_clip(tmp_path / f"{n}.ts", frames=60, audio="aac", first_number=n) for n in (0, 1000)]
+    async with network(tmp_path, capacity=2) as net:
+        streams = [await net.start("one"), await net.start("two")]
+        await asyncio.gather(*(stream.publish(clip) for stream, clip in zip(streams, clips, strict=True)))
+        for stream in streams:
+            await stream.end_input()
+        received = [await stream.received() for stream in streams]
+    assert received[0].numbers == list(range(60))
+    assert received[1].numbers == list(range(1000, 1060))
+
+
+async def test_size_change_is_scaled_to_the_first_size(tmp_path: Path) -> None:
+    first = write_clip(tmp_path / "a.ts", frames=30, width=320, height=240)
+    second = write_clip(tmp_path / "b.ts", frames=30, width=640, height=480, first_number=30)
+    async with network(tmp_path) as net:
+        stream = await net.start()
+        await stream.publish_bytes(first.read_bytes())
+        await stream.publish_bytes(shifted(second.read_bytes(), 30 * FRAME))
+        await stream.end_input()
+        received = await stream.received()
+    assert received.numbers == list(range(60))
+    assert sizes(received.path) == {(320, 240)}
+
+
+async def test_asked_size_is_given(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.ts", frames=30, width=640, height=480)
+    async with network(tmp_path) as net:
+        stream = await net.start(params={"width": 320, "height": 240})
+        await stream.publish(clip)
+        await stream.end_input()
+        received = await stream.received()
+    assert received.numbers == list(range(30))
+    assert sizes(received.path) == {(320, 240)}
+
+
+async def test_frame_rate_cap_thins_evenly(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.ts", frames=60)
+    async with network(tmp_path) as net:
+        stream = await net.start(params={"max_framerate": 15})
+        await stream.publish(clip)
+        await stream.end_input()
+        received = await stream.received()
+    assert received.numbers == list(range(0, 60, 2))
+
+
+@pytest.mark.parametrize("step_s", [-5, 1000], ids=["back", "ahead"])
+async def test_clock_jump_loses_no_frame_and_output_only_grows(tmp_path: Path, step_s: int) -> None:
+    first = write_clip(tmp_path / "a.ts", frames=60, audio="aac")
+    second = write_clip(tmp_path / "b.ts", frames=60, audio="aac", first_number=60)
+    async with network(tmp_path) as net:
+        stream = await net.start()
+        await stream.publish_bytes(shifted(first.read_bytes(), 300 * FRAME))
+        await stream.publish_bytes(shifted(second.read_bytes(), (360 + step_s * 30) * FRAME))
+        await stream.end_input()
+        received = await stream.received()
+    assert received.numbers == list(range(120))
+    assert received.pts == sorted(set(received.pts))
+
+
+async def test_late_sound_joins_in_sync(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.ts", frames=90, audio="aac")
+    first_pts = next(pts for pts, _ in probe.pictures(clip))
+    async with network(tmp_path) as net:
+        stream = await net.start()
+        await stream.publish_bytes(without_sound_before(clip.read_bytes(), first_pts + 45 * FRAME))
+        await stream.end_input()
+        received = await stream.received()
+    assert received.numbers == list(range(90))
+    offsets = av_offsets_ms(received.path)
+    assert len(offsets) == 1, "the burst of frame 60 and no other"
+    assert abs(offsets[0]) < 40
+
+
+async def test_thirty_three_bits_wrap_unnoticed(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.ts", frames=60, audio="aac")
+    async with network(tmp_path) as net:
+        stream = await net.start()
+        await stream.publish_bytes(shifted(clip.read_bytes(), (1 << 33) - 30 * FRAME))
+        await stream.end_input()
+        received = await stream.received()
+    assert sorted(received.numbers) == list(range(60))
+    assert len(received.numbers) == 60
