@@ -18,33 +18,37 @@ class Stamps:
     """The stamps of one runner's prompt, kept from tick to tick."""
 
     def __init__(self) -> None:
+        #: By node id, as of the last ``advance``.
+        self.current: dict[str, int] = {}
+        self._prompt: Prompt = {}
+        self._taken = False
         self._order: tuple[str, ...] = ()
         self._links: dict[str, tuple[tuple[str, str, int], ...]] = {}
         self._literals: dict[str, tuple[str, dict[str, Any]]] = {}
         self._revisions: dict[str, int] = {}
         self._last: dict[str, tuple[Any, Any, Any, Any]] = {}
-        #: By node id, as of the last ``advance``.
-        self.current: dict[str, int] = {}
         self._next = 0
 
     def take(self, prompt: Prompt) -> None:
-        """Use ``prompt`` from the next tick on; nodes that are as before keep their stamp."""
+        """Use ``prompt`` from the next tick on. Only what the ticks see counts: there and back again is no change."""
+        self._prompt, self._taken = prompt, False
+
+    def _adopt(self) -> None:
+        self._taken = True
         links: dict[str, tuple[tuple[str, str, int], ...]] = {}
-        for node_id, node in prompt.items():
+        for node_id, node in self._prompt.items():
             inputs = node["inputs"]
             # Sorted, because an override that writes the same link again may change the order of the inputs.
-            links[node_id] = tuple(
-                sorted((name, value[0], value[1]) for name, value in inputs.items() if is_link(value))
-            )
-            literals = {name: value for name, value in inputs.items() if not is_link(value)}
-            described = (node["class_type"], literals)
+            linked = [(name, value[0], value[1]) for name, value in inputs.items() if is_link(value)]
+            links[node_id] = tuple(sorted(linked))
+            described = (node["class_type"], {name: value for name, value in inputs.items() if not is_link(value)})
             before = self._literals.get(node_id)
             if before is None or before[0] != described[0] or not same(before[1], described[1]):
                 self._next += 1
                 self._revisions[node_id] = self._next
                 self._literals[node_id] = described
         self._links = links
-        for gone in self._literals.keys() - prompt.keys():
+        for gone in self._literals.keys() - links.keys():
             del self._literals[gone], self._revisions[gone]
             self._last.pop(gone, None)
             self.current.pop(gone, None)
@@ -53,6 +57,8 @@ class Stamps:
 
     async def advance(self, is_changed: Any) -> None:
         """Bring the stamps to this tick. ``is_changed`` is the executor's, asked once for every node."""
+        if not self._taken:
+            self._adopt()
         for node_id in self._order:
             links = self._links[node_id]
             fingerprint = (

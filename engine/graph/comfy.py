@@ -29,7 +29,7 @@ from .device import DeviceInfo, chosen, describe
 from .executor_runner import ExecutorRunner
 from .io_nodes import NODE_CLASSES
 from .schema import NodeDefinition, definition_of
-from .validation import check, translated
+from .validation import check, check_choices, translated
 from .workflow import Finding, Prompt, Severity, finding
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def version_in(directory: Path) -> str:
     except OSError:
         text = ""
     match = re.search(r'__version__\s*=\s*"([^"]+)"', text)
-    version = match[1] if match else "unknown"
+    version = match[1] if match else "of unknown version"
     numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
     if numbers < OLDEST_VERSION:
         oldest = ".".join(map(str, OLDEST_VERSION))
@@ -111,7 +111,8 @@ class ComfyHost:
         """Boot ComfyUI on this thread, which stays the only one to call the host; takes some seconds.
 
         loop: drives ComfyUI's coroutines, must not be running; one of our own when not given.
-        Loading the same directory again gives the same host. Raises ComfyUnavailable.
+        Loading the same directory again gives the same host, which belongs to this thread from then on; runners of
+        the former thread are dead. Raises ComfyUnavailable.
         """
         directory = directory.resolve()
         if cls._loaded is not None:
@@ -151,6 +152,13 @@ class ComfyHost:
         )  # fmt: skip
         return host
 
+    def _move_here(self, directory: Path, loop: asyncio.AbstractEventLoop | None) -> ComfyHost:
+        if self.directory != directory:
+            raise ComfyUnavailable(f"this process has loaded {self.directory} already; restart it for another")
+        self._thread = threading.get_ident()
+        self._loop = loop or (asyncio.new_event_loop() if self._loop.is_closed() else self._loop)
+        return self
+
     def _boot(self, custom_nodes: bool) -> None:
         """In the order of comfyui.md 1.3; every step depends on the ones before."""
         # Before anything of ComfyUI, so that what it logs at import obeys.
@@ -183,12 +191,12 @@ class ComfyHost:
             self._loop.run_until_complete(
                 self._nodes.init_extra_nodes(init_custom_nodes=custom_nodes, init_api_nodes=False)
             )
-        self._nodes.NODE_CLASS_MAPPINGS.update(NODE_CLASSES)  # after the packs: ComfyStream's own has the same names
         utils = importlib.import_module("comfy.utils")
         utils.set_progress_bar_enabled(False)  # tqdm would print a bar for every frame
         utils.set_progress_bar_global_hook(self._progress)
         self._management: Any = importlib.import_module("comfy.model_management")
-        self.definitions = self._read_definitions(failed)
+        failed += self.add_nodes(self._nodes.NODE_CLASS_MAPPINGS)
+        self.add_nodes(NODE_CLASSES)  # after the packs: ComfyStream's own has the same names
         self.failed_packs = tuple(failed)
         quiet.frames_follow = True
 
@@ -210,16 +218,22 @@ class ComfyHost:
         finally:
             self._nodes.load_custom_node = original
 
-    def _read_definitions(self, failed: list[str]) -> Mapping[str, NodeDefinition]:
-        definitions: dict[str, NodeDefinition] = {}
-        names = self._nodes.NODE_DISPLAY_NAME_MAPPINGS
-        for class_type, node_class in self._nodes.NODE_CLASS_MAPPINGS.items():
+    def add_nodes(self, classes: Mapping[str, type]) -> list[str]:
+        """Make node classes, V1 or V3, known by these names; a known name gets the given class. At any time.
+
+        Returns the names of those that cannot be described: such a class is left out, the others serve.
+        """
+        names, refused = self._nodes.NODE_DISPLAY_NAME_MAPPINGS, []
+        definitions = dict(self.definitions)
+        for class_type, node_class in classes.items():
             try:
                 definitions[class_type] = definition_of(node_class, class_type, names.get(class_type))
-            except Exception as exc:  # INPUT_TYPES is the pack's code; one class is lost, the others serve
+            except Exception as exc:  # INPUT_TYPES is the pack's code
                 logger.warning("node class %s cannot be described: %s: %s", class_type, type(exc).__name__, exc)
-                failed.append(class_type)
-        return definitions
+                refused.append(class_type)
+        self._nodes.NODE_CLASS_MAPPINGS.update({name: classes[name] for name in classes if name in definitions})
+        self.definitions = definitions
+        return refused
 
     def _progress(self, value: Any, total: Any, preview: Any = None, node_id: Any = None) -> None:
         # Without this a request to interrupt is seen only when the node ends.
@@ -249,11 +263,22 @@ class ComfyHost:
         valid, error, _, node_errors = self._loop.run_until_complete(
             self._execution.validate_prompt(str(uuid.uuid4()), copy, None)
         )
+        for node_id in prompt:
+            if self._leaves_choices_open(self._nodes.NODE_CLASS_MAPPINGS[prompt[node_id]["class_type"]]):
+                findings.extend(check_choices(prompt, node_id, self.definitions))
         for node_id, errors in node_errors.items():
             findings.extend(translated(prompt, node_id, self.definitions, item) for item in errors["errors"])
         if not valid and not node_errors:
             findings.append(finding("refused_by_comfyui", f"{error['message']} {error['details']}".strip()))
         return copy, findings
+
+    @staticmethod
+    def _leaves_choices_open(node_class: Any) -> bool:
+        """V3 nodes without a check of their own (one may allow more than is listed, a file's path for example)."""
+        if not hasattr(node_class, "GET_SCHEMA"):
+            return False
+        internal = importlib.import_module("comfy_api.internal")
+        return internal.first_real_override(node_class, "validate_inputs") is None
 
     def new_runner(self) -> ExecutorRunner:
         """A runner with caches and node instances of its own: sessions share models and nothing else."""

@@ -40,6 +40,18 @@ def _check_node(prompt: Prompt, node_id: str, definitions: Definitions) -> Itera
             )
 
 
+def check_choices(prompt: Prompt, node_id: str, definitions: Definitions) -> Iterator[Finding]:
+    """Values that are none of a COMBO's choices. For V3 nodes, whose choices ComfyUI's validation does not look at."""
+    definition = definitions[prompt[node_id]["class_type"]]
+    for name, value in prompt[node_id]["inputs"].items():
+        expected = definition.input(name)
+        if expected is None or not expected.choices or isinstance(value, list | dict):
+            continue
+        if value not in expected.choices:
+            message, remedy = f"{value!r} is not one of its choices", f"it takes {allowed_values(expected)}"
+            yield finding("unknown_choice", message, remedy, prompt=prompt, node_id=node_id, input=name)
+
+
 def translated(prompt: Prompt, node_id: str, definitions: Definitions, error: Mapping[str, Any]) -> Finding:
     """One error of ComfyUI's validation in our words."""
     name = str(error.get("extra_info", {}).get("input_name", ""))

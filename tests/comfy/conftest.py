@@ -1,0 +1,59 @@
+"""The real ComfyUI, booted once per test process. Without one these tests skip; where it must be there, they fail."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from engine.config import read
+from engine.graph.comfy import ComfyHost
+from engine.graph.executor_runner import ExecutorRunner
+from engine.graph.runner import TickInput, TickOutput
+from tests.fakes import nodes as fakes
+
+
+@pytest.fixture(scope="session")
+def host() -> ComfyHost:
+    directory = read().comfyui_dir
+    if directory is None:
+        reason = "there is no ComfyUI: run `make comfyui` or set COMFYUI_DIR"
+        if os.environ.get("HEADRACE_REQUIRE_COMFYUI") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    host = ComfyHost.load(directory)
+    assert not host.add_nodes(fakes.CLASSES)
+    return host
+
+
+@pytest.fixture
+def runner(host: ComfyHost) -> Iterator[ExecutorRunner]:
+    fakes.runs.clear()
+    fakes.Fails.error = None
+    runner = host.new_runner()
+    yield runner
+    runner.close()
+
+
+def picture(level: float, size: int = 8) -> torch.Tensor:
+    return torch.full((1, size, size, 3), level)
+
+
+def tick(runner: ExecutorRunner, level: float) -> TickOutput:
+    return runner.tick(TickInput(picture(level)))
+
+
+def shown(runner: ExecutorRunner, level: float) -> float:
+    """The level of the picture that comes out for a grey one that goes in."""
+    images = tick(runner, level).images
+    assert images is not None
+    assert images.min() == images.max()
+    return round(float(images.max()), 4)
+
+
+def graph(**nodes: tuple[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """``graph(a=("Class", {...}))`` with a live input ``live`` and whatever else is given."""
+    return {
+        "live": {"class_type": "LoadTensor", "inputs": {}},
+        **{name: {"class_type": class_type, "inputs": inputs} for name, (class_type, inputs) in nodes.items()},
+    }

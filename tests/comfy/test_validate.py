@@ -1,0 +1,89 @@
+"""What the real ComfyUI says about a prompt, in findings with paths."""
+
+import copy
+
+import pytest
+
+from engine.graph.workflow import Severity
+
+from .conftest import graph
+
+GOOD = graph(
+    blend=(
+        "ImageBlend",
+        {"image1": ["live", 0], "image2": ["live", 0], "blend_factor": 0.5, "blend_mode": "normal"},
+    ),
+    save=("SaveTensor", {"images": ["blend", 0]}),
+)
+
+
+def found(host, prompt):
+    return {item.code: item for item in host.validate(prompt)}
+
+
+def changed(**inputs):
+    prompt = copy.deepcopy(GOOD)
+    prompt["blend"]["inputs"].update(inputs)
+    return prompt
+
+
+def test_a_good_prompt_has_no_finding_and_stays_untouched(host):
+    before = copy.deepcopy(GOOD)
+    assert host.validate(GOOD) == []
+    assert before == GOOD
+
+
+def test_every_unknown_class_is_found_and_the_near_one_is_named(host):
+    prompt = graph(a=("ImageBlendd", {}), b=("NobodyHasThis", {}), save=("SaveTensor", {"images": ["a", 0]}))
+    findings = host.validate(prompt)
+    assert [(item.code, item.path) for item in findings] == [("unknown_node", "nodes.a"), ("unknown_node", "nodes.b")]
+    assert "ImageBlend" in findings[0].remedy
+    assert "node pack" in findings[1].remedy
+
+
+@pytest.mark.parametrize(
+    ("inputs", "code", "remedy"),
+    [
+        ({"blend_factor": 2.0}, "out_of_range", "a number from 0.0 to 1.0"),
+        ({"blend_factor": -1.0}, "out_of_range", "a number from 0.0 to 1.0"),
+        ({"blend_factor": "much"}, "wrong_type", "a number from 0.0 to 1.0"),
+        ({"blend_mode": "nice"}, "unknown_choice", '"normal", "multiply"'),
+        ({"image1": ["live", 1]}, "type_mismatch", "IMAGE"),
+        ({"image1": ["live", 2]}, "unknown_output", "0 (IMAGE), 1 (MASK)"),
+    ],
+)
+def test_a_wrong_input_is_found_with_its_path_and_what_is_allowed(host, inputs, code, remedy):
+    finding = found(host, changed(**inputs))[code]
+    (name,) = inputs
+    assert finding.path == f"nodes.blend.inputs.{name}"
+    assert (finding.node_id, finding.class_type, finding.input) == ("blend", "ImageBlend", name)
+    assert remedy in finding.remedy
+
+
+def test_a_missing_input_is_found(host):
+    prompt = changed()
+    del prompt["blend"]["inputs"]["image2"]
+    finding = found(host, prompt)["missing_input"]
+    assert finding.path == "nodes.blend.inputs.image2"
+    assert "IMAGE" in finding.remedy
+
+
+def test_several_outputs_are_all_checked(host):
+    """ComfyUI runs what is valid and drops the rest; a live stream would lose an output without a word."""
+    prompt = changed(blend_factor=5.0) | {"other": {"class_type": "SaveTensor", "inputs": {"images": ["live", 0]}}}
+    assert found(host, prompt)["out_of_range"].node_id == "blend"
+
+
+def test_values_are_taken_as_comfyui_converts_them(host):
+    checked, findings = host.checked(changed(blend_factor="0.25"))
+    assert findings == []
+    assert checked["blend"]["inputs"]["blend_factor"] == 0.25
+
+
+def test_a_node_that_writes_files_is_a_warning(host):
+    prompt = changed() | {"file": {"class_type": "SaveAnimatedWEBP", "inputs": {"images": ["live", 0]}}}
+    prompt["file"]["inputs"] |= {
+        "filename_prefix": "x", "fps": 6.0, "lossless": True, "quality": 80, "method": "default",
+    }  # fmt: skip
+    (finding,) = host.validate(prompt)
+    assert (finding.severity, finding.code, finding.node_id) == (Severity.WARNING, "foreign_output", "file")
