@@ -43,8 +43,11 @@ class OpusEncoder:
         self.dropped_samples = 0
 
     def begin(self, pts: int) -> None:
-        """Drop all sound before ``pts``: there is no picture to it."""
-        self._floor = pts
+        """Drop all sound whose packets would be stamped before ``pts``, the first picture's.
+
+        A stream that begins at 0 would otherwise begin with a stamp below 0, which is 26 h in 33 bits.
+        """
+        self._floor = pts + self._lead
 
     def encode(self, frame: av.AudioFrame, pts: int) -> list[tuple[int, bytes]]:
         """Take a block whose first sample is at ``pts`` (90 kHz). Raises ValueError for another format."""

@@ -288,8 +288,9 @@ def test_source_that_starts_again_goes_on_on_our_time_line() -> None:
     assert stamps[60] - stamps[59] < 18_000  # the sound was a little ahead
     assert decoder.counters.clock_jumps == 1
     # Picture and sound have moved alike.
-    begun = bursts(items)
-    assert begun[2] * 90_000 - stamps[60] == pytest.approx(begun[0] * 90_000 - stamps[0], abs=100)
+    begun = [at * 90_000 for at in bursts(items)]
+    assert min(abs(at - stamps[30]) for at in begun) < 100
+    assert min(abs(at - stamps[90]) for at in begun) < 100
 
 
 def test_jump_forward_is_kept() -> None:
