@@ -350,6 +350,7 @@ class Broker:
             channel.started(segment.seq, clock())
             if data is None:
                 channel.counters.refused_posts += segment.closed
+                channel.changed.fire()
                 segment.close()
                 if channel.closed:
                     headers[HEADER_CLOSED] = "terminated"
@@ -393,6 +394,7 @@ class Broker:
                 await request.writer.write(_CONTINUE)
                 request.writer.output_size = 0  # an interim answer is not the response
                 channel.counters.continues += 1
+                channel.changed.fire()
         finally:
             for task in (body, closed):
                 task.cancel()

@@ -64,7 +64,7 @@ class DataWriter:
         self._flush_s = flush_s
         self._lines: deque[bytes] = deque()
         self._changed = asyncio.Event()
-        self._leaving = False
+        self._leaving = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -73,7 +73,7 @@ class DataWriter:
 
     async def __aexit__(self, *exc_info: object) -> None:
         assert self._task is not None
-        self._leaving = True
+        self._leaving.set()
         self._changed.set()
         try:
             await asyncio.wait({self._task}, timeout=self._flush_s)
@@ -88,7 +88,7 @@ class DataWriter:
     def put(self, record: dict[str, Any]) -> bool:
         """Queue one record. False: it was dropped, and counted."""
         line = None
-        if not self._leaving and not self._publisher.closed.is_set() and len(self._lines) < self._limit:
+        if not self._leaving.is_set() and not self._publisher.closed.is_set() and len(self._lines) < self._limit:
             with contextlib.suppress(TypeError, ValueError, RecursionError):
                 line = _line(record)
         if line is None or len(line) > LINE_LIMIT_BYTES:
@@ -113,9 +113,10 @@ class DataWriter:
                 batch = self._batch()
                 if not await self._publish(batch, len(batch)):
                     return
-                if not self._leaving:
-                    await asyncio.sleep(self._interval_s)
-            if self._leaving:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval_s):
+                        await self._leaving.wait()
+            if self._leaving.is_set():
                 return
 
     def _batch(self) -> list[bytes]:
