@@ -93,6 +93,10 @@ class TsReader:
             at += good * PACKET_BYTES
             if good == whole:
                 break
+            # Whatever moved the packets apart did so inside the last one, whose payload is wrong without its counter
+            # saying so.
+            for stream in self._streams.values():
+                stream.gap()
             self._in_sync = False
             self._gone.sync_losses += 1
         self._rest = data[at:]
