@@ -304,7 +304,7 @@ class Publisher:
             if self.closed_reason is None:
                 self.closed_reason = "left"
         if ahead is not None:
-            await ahead.cancel()
+            self._open.add(ahead)
         try:
             await asyncio.gather(*(self._end_post(post) for post in self._open))
         finally:

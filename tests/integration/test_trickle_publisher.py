@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 
 from gateway_shim.localnet.broker import Broker, BrokerTiming
 from gateway_shim.trickle.connection import open_http
 from gateway_shim.trickle.publisher import Publisher, PublisherTiming
+from gateway_shim.trickle.subscriber import Subscriber
 from gateway_shim.trickle.wire import ChannelClosed, ChannelError
 
 TIMING = PublisherTiming(retry_first_s=0.01, retry_max_s=0.05, unreachable_s=10, close_s=10, write_s=10)
@@ -356,6 +358,32 @@ async def test_server_that_comes_back_finds_the_idle_post(http: aiohttp.ClientSe
         # The channel is unknown to the server that came back: over, as protocol and gateway see it.
         assert await until_closed(publisher) == "404"
         await publisher.aclose()
+
+
+async def test_leaving_closes_every_socket(broker: Broker) -> None:
+    """Whatever state the segments are in: idle, half written, stalled, acknowledged."""
+    process = psutil.Process()
+    before = process.num_fds()
+    broker.faults.stall("POST", "ch", 2, after_bytes=1)
+    async with open_http() as http:
+        timing = replace(TIMING, close_s=0.05)
+        async with Publisher(http, broker.create("ch"), content_type="x/y", timing=timing) as publisher:
+            async with Subscriber(http, publisher.url) as subscriber:
+                await publisher.publish(b"x")
+                assert (await anext(subscriber)).seq == 0
+                for _ in range(2):
+                    await (await publisher.open_segment()).write(b"half")
+                await broker.wait_for_writer("ch", 3)
+            assert process.num_fds() > before
+    broker.faults.clear()
+    channel = broker.channels["ch"]
+    await channel.wait_for(lambda channel: not any(channel.at_work("POST", seq) for seq in range(4)))
+    await channel.wait_for(lambda channel: not any(channel.at_work("GET", seq) for seq in range(2)))
+    for _ in range(100):  # the loop closes a transport one round after its protocol has ended
+        if process.num_fds() == before:
+            break
+        await asyncio.sleep(0.02)
+    assert process.num_fds() == before
 
 
 async def test_writer_that_is_cancelled_leaves_the_publisher_usable(broker: Broker, publisher: Publisher) -> None:
