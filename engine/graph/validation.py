@@ -41,7 +41,7 @@ def _check_node(prompt: Prompt, node_id: str, definitions: Definitions) -> Itera
 
 
 def check_choices(prompt: Prompt, node_id: str, definitions: Definitions) -> Iterator[Finding]:
-    """Values that are none of a COMBO's choices. For V3 nodes, whose choices ComfyUI's validation does not look at."""
+    """Values that are none of a COMBO's choices: ComfyUI's own validation does not look at those of V3 nodes."""
     definition = definitions[prompt[node_id]["class_type"]]
     for name, value in prompt[node_id]["inputs"].items():
         expected = definition.input(name)
