@@ -2,7 +2,8 @@
 
 libavformat's muxer interleaves: with a sound track declared that has not sent anything it held 40 of 40 pictures, and
 one or two with max_interleave_delta=1 (hot-path.md section 5). Readers order by time stamps, so nothing is gained by
-that. Here the bytes of a unit come out at once, and the caller decides where the tables stand.
+that. Here the bytes of a unit come out at once, and the caller decides where the tables stand. That takes 15 us for a
+picture of 12.5 kB; libavformat takes 10.
 """
 
 from __future__ import annotations

@@ -44,9 +44,12 @@ class Timeline:
         """The unit with output stamps, after the one that was held for it; nothing where it is held itself."""
         stamp = unit.dts if unit.dts is not None else unit.pts
         kind = unit.track.kind
-        if stamp is None:
-            return [unit]
         lane = self._lanes.get(kind)
+        if stamp is None:
+            if lane is None or lane.held is None:
+                return [unit]
+            held, lane.held = lane.held, None
+            return [_unstamped(held), unit]
         if lane is None:
             lane = self._lanes[kind] = _Lane(stamp, self._offset)
             return [self._placed(lane, unit, stamp)]

@@ -1,7 +1,8 @@
 """Cuts access units out of a live MPEG transport stream, each as soon as its last byte is there.
 
 libavformat on a live stream adds 70 ms to every frame and 0.7 s to the first (hot-path.md section 5); this adds none,
-for 50 us per frame at 3 Mbit/s. Any bytes are survived: what is damaged is counted and left out.
+for 22 us per frame at 3 Mbit/s (32 us when fed in pieces of 1400 bytes). Any bytes are survived: what is damaged is
+counted and left out.
 """
 
 from __future__ import annotations

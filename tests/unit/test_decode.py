@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gateway_shim.localnet.numbered import luma_of, picture, read_number
 from gateway_shim.media.colour import Colour
 from gateway_shim.media.decode import Decoder, DecoderSettings
+from gateway_shim.media.timeline import Timeline
 from gateway_shim.media.ts import AccessUnit, Track
 from tests.fakes.media_clips import audio, bursts, clip, decoded, numbers, pictures, sounds, steps, units_of
 
@@ -316,3 +317,30 @@ def test_one_damaged_stamp_moves_nothing() -> None:
     assert numbers(items) == list(range(30))
     assert steps(shown.pts for shown in pictures(items)) == {3000}
     assert decoder.counters.clock_jumps == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.sampled_from([3000] * 20 + [0, -3000, -200_000, 2_000_000, -3_000_000, None])),
+        max_size=60,
+    )
+)
+def test_a_time_line_keeps_every_unit_in_order_and_never_falls_far(moves: list[tuple[bool, int | None]]) -> None:
+    tracks = {True: Track(0x100, "h264", "video"), False: AAC}
+    at = {True: 0, False: 0}
+    line = Timeline()
+    given_in: dict[bool, list[bytes]] = {True: [], False: []}
+    placed: list[AccessUnit] = []
+    for index, (is_video, move) in enumerate(moves):
+        stamp = None if move is None else at[is_video] + move
+        at[is_video] = at[is_video] if stamp is None else stamp
+        unit = AccessUnit(tracks[is_video], stamp, stamp, b"%d" % index, True, False)
+        given_in[is_video].append(unit.data)
+        placed += line.place(unit)
+    placed += line.flush()
+    for is_video, track in tracks.items():
+        mine = [unit for unit in placed if unit.track == track]
+        assert [unit.data for unit in mine] == given_in[is_video]
+        stamps = [unit.pts for unit in mine if unit.pts is not None]
+        assert all(after - before >= -90_000 for before, after in itertools.pairwise(stamps))
