@@ -142,12 +142,12 @@ def image_to_rgb24(image: Any, plane: Rgb24Plane) -> None:
 
 def picture_to_image(picture: Picture, out: Any, colour: Colour = DEFAULT_COLOUR) -> None:
     """As ``i420_to_image``, for a picture of any format. ``colour`` does not matter for rgb24."""
-    pictures_to_images((picture,), _image("out", out, ndim=3, writable=True)[np.newaxis], colour)
+    _read((picture,), _image("out", out, ndim=3, writable=True)[np.newaxis], colour)
 
 
 def image_to_picture(image: Any, picture: Picture, colour: Colour = DEFAULT_COLOUR) -> None:
     """As ``image_to_i420``, for a picture of any format."""
-    images_to_pictures(_image("image", image, ndim=3)[np.newaxis], (picture,), colour)
+    _write(_image("image", image, ndim=3)[np.newaxis], (picture,), colour)
 
 
 def pictures_to_images(pictures: Sequence[Picture], out: Any, colour: Colour = DEFAULT_COLOUR) -> None:
@@ -155,11 +155,7 @@ def pictures_to_images(pictures: Sequence[Picture], out: Any, colour: Colour = D
 
     The pictures have one size and one pixel format; each may lie anywhere. Raises ValueError before touching ``out``.
     """
-    images = _image("out", out, ndim=4, writable=True)
-    _batch("out", images, pictures)
-    if any(np.may_share_memory(images, plane) for picture in pictures for plane in picture.arrays):
-        raise ValueError("out lies in the memory of a picture")
-    _kernels().to_images([picture.arrays for picture in pictures], images, colour)
+    _read(pictures, _image("out", out, ndim=4, writable=True), colour)
 
 
 def images_to_pictures(images: Any, pictures: Sequence[Picture], colour: Colour = DEFAULT_COLOUR) -> None:
@@ -167,21 +163,30 @@ def images_to_pictures(images: Any, pictures: Sequence[Picture], colour: Colour 
 
     The pictures have one size and one pixel format. Raises ValueError before touching any of them.
     """
-    source = _image("images", images, ndim=4)
-    _batch("images", source, pictures)
+    _write(_image("images", images, ndim=4), pictures, colour)
+
+
+def _read(pictures: Sequence[Picture], out: Image, colour: Colour) -> None:
+    _batch("out", out, pictures)
+    if any(np.may_share_memory(out, plane) for picture in pictures for plane in picture.arrays):
+        raise ValueError("out lies in the memory of a picture")
+    _kernels().to_images([picture.arrays for picture in pictures], out, colour)
+
+
+def _write(images: Image, pictures: Sequence[Picture], colour: Colour) -> None:
+    _batch("image", images, pictures)
     planes = [plane for picture in pictures for plane in picture.arrays]
     for number, plane in enumerate(planes):
         if not plane.flags.writeable:
             raise ValueError("a plane of the picture is read-only")
-        if len(plane) > 1 and plane.strides[0] < plane[0].nbytes:
-            raise ValueError(
-                f"a plane's line size is {plane.strides[0]} bytes, less than its {plane[0].nbytes} per row"
-            )
-        if np.may_share_memory(source, plane):
+        row = plane[0].nbytes
+        if len(plane) > 1 and plane.strides[0] < row:
+            raise ValueError(f"a plane has a line size of {plane.strides[0]} bytes, less than its rows of {row}")
+        if np.may_share_memory(images, plane):
             raise ValueError("the picture lies in the memory of the image")
         if any(_overlap(plane, other) for other in planes[:number]):
             raise ValueError("two planes that are to be written overlap")
-    _kernels().from_images(source, [picture.arrays for picture in pictures], colour)
+    _kernels().from_images(images, [picture.arrays for picture in pictures], colour)
 
 
 def _kernels() -> Any:

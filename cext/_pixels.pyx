@@ -1,4 +1,4 @@
-"""Hands checked arrays to the C kernels with the GIL released. The door in ``__init__`` has checked every argument."""
+"""Hands arrays to the C kernels with the GIL released. The door in ``__init__`` has checked every argument."""
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stddef cimport size_t
@@ -43,6 +43,7 @@ cdef extern from "kernels.h" nogil:
 
 
 cdef const hr_backend *chosen = &hr_c
+cdef size_t stream_bytes = HR_STREAM_BYTES
 
 
 def supports(str name):
@@ -59,6 +60,14 @@ def select(str name):
     chosen = found
 
 
+def stream_from(size_t nbytes):
+    """For tests and the bench: calls that write at least ``nbytes`` use streaming stores. Returns the last value."""
+    global stream_bytes
+    cdef size_t before = stream_bytes
+    stream_bytes = nbytes
+    return before
+
+
 cdef struct Memory:
     char *data
     ptrdiff_t[4] shape
@@ -67,7 +76,7 @@ cdef struct Memory:
 
 
 cdef int look(object array, bint writable, Memory *memory) except -1:
-    """Where an array lies. The pointer stays valid as long as the caller holds the array: NumPy never moves its data."""
+    """Where an array lies. The pointer stays valid while the caller holds the array: NumPy does not move data."""
     cdef Py_buffer view
     cdef int axis
     PyObject_GetBuffer(array, &view, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
@@ -140,7 +149,7 @@ def to_images(pictures, images, colour):
     cdef hr_image image = batch.image
     cdef ptrdiff_t index
     cdef size_t written = batch.count * batch.height * <size_t>batch.width * 3 * (2 if image.half else 4)
-    cdef bint stream = written >= HR_STREAM_BYTES
+    cdef bint stream = written >= stream_bytes
     k.ys, k.rv, k.r0, k.gu, k.gv, k.g0, k.bu, k.b0 = colour.to_rgb
     with nogil:
         for index in range(batch.count):

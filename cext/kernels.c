@@ -99,7 +99,8 @@ void hr_pair_to_image(const hr_rows_in *rows, int x, int width, int step, int ha
         pair_to_image(rows, x, width, step, 0, k);
 }
 
-void hr_pair_from_image(const hr_rows_out *rows, int x, int width, int step, int pixel, int half, const hr_to_yuv *k) {
+void hr_pair_from_image(
+    const hr_rows_out *rows, int x, int width, int step, int pixel, int half, const hr_to_yuv *k) {
     if (half)
         pair_from_image(rows, x, width, step, pixel, 1, k);
     else

@@ -17,14 +17,21 @@
 
 #define HR_INLINE static inline __attribute__((always_inline))
 
-/* What one call writes from which on streaming stores pay: below it the consumer finds the output in the cache
- * (measured: 512x512 float32, 3 MB, equal or better with normal stores; 720p, 11 MB, streaming 1.3x faster). */
+/* What one call writes from which on streaming stores pay. The kernel alone, cold buffers: streaming is faster at
+ * every size (512x512 float32, 3 MiB: 1.1 against 1.35 times the limit). With the consumer counted that reads the
+ * image next: normal stores win at 512x512 (0.08 against 0.19 ms in a pool that stays in the cache, 0.19 against
+ * 0.21 cold), and streaming from 720p on (1.45 against 2 to 3 ms at 1080p) unless one buffer alone is used again
+ * and again. */
 #define HR_STREAM_BYTES ((size_t)4 << 20)
 
-/* Columns that the way back takes at a time: the scratch for their chroma is 16 KiB, half of the smallest L1 cache. */
+/* Columns that the way back takes at a time: the scratch for their chroma is 16 KiB, half of a small L1 cache. */
 #define HR_TILE 4096
 
-/* How far ahead the way back asks for its input: 2 KiB took 15 to 20 % off the AVX2 kernel at every size (measured). */
+/* How far ahead of the loops their memory is asked for. A picture is four or five interleaved streams, which the
+ * hardware's own prefetch follows badly. Cold buffers, ratio to the limit without it and with it: forward at 720p
+ * AVX2 1.33 and 1.05, AVX-512 1.17 and 1.05; at 512x512, where normal stores make it ask for the output too, 1.75
+ * and 1.4, 1.4 and 1.3. 1 KiB is worse, 4 KiB equal; one row at a time with the chroma in a scratch is no better
+ * than pairs of rows. On the way back it takes 15 to 20 % off AVX2. */
 #define HR_AHEAD 2048
 
 /* Planes of one picture. I420: three planes, step 1. NV12: v = u + 1, step 2, equal strides. rgb24: y alone. */
@@ -100,11 +107,35 @@ HR_INLINE int32_t hr_load32(const uint8_t *bytes) {
     return value;
 }
 
-/* Ask for `columns` pixels that lie HR_AHEAD bytes after column x. Past the end of the image it does nothing. */
-HR_INLINE void hr_prefetch(const void *in, ptrdiff_t x, int pixel, int half, int columns) {
+/* Ask for `columns` pixels of an image that lie HR_AHEAD bytes after column x. Past the end it does nothing. */
+HR_INLINE void hr_prefetch_image(const void *image, ptrdiff_t x, int pixel, int half, int columns) {
     const int size = pixel * (half ? 2 : 4);
-    for (int byte = 0; byte < columns * size; byte += 64) __builtin_prefetch((const char *)in + x * size + HR_AHEAD + byte);
+    const char *ahead = (const char *)image + x * size + HR_AHEAD;
+    for (int byte = 0; byte < columns * size; byte += 64) __builtin_prefetch(ahead + byte);
 }
+
+/* The same for the rows of a picture; step 1 is I420, 2 is NV12. */
+HR_INLINE void hr_prefetch_rows(const hr_rows_in *rows, ptrdiff_t x, int step) {
+    __builtin_prefetch(rows->y0 + x + HR_AHEAD);
+    __builtin_prefetch(rows->y1 + x + HR_AHEAD);
+    __builtin_prefetch(rows->u + (x + HR_AHEAD) / 2 * step);
+    if (step == 1) __builtin_prefetch(rows->v + (x + HR_AHEAD) / 2);
+}
+
+/* Whether streaming stores, which fault on a misaligned address, can write every row in pieces of `size` bytes. */
+HR_INLINE int hr_streamable(const hr_image *image, int height, size_t size) {
+    return ((uintptr_t)image->data | (height > 1 ? (uintptr_t)image->stride : 0)) % size == 0;
+}
+
+/* Byte shuffles that take luma or chroma bytes straight to 32-bit integers in the order of interleaved RGB: value i
+ * belongs to column i / 3, and two columns share a chroma sample. 0x80 clears the upper three bytes. */
+#define HR_LUMA(i) (0x80808000u | ((i) / 3))
+#define HR_CHROMA(i) (0x80808000u | ((i) / 6))
+#define HR_NV12_U(i) (0x80808000u | ((i) / 6 * 2))
+#define HR_NV12_V(i) (0x80808000u | ((i) / 6 * 2 + 1))
+#define HR_EIGHT(value, i) \
+    value(i), value((i) + 1), value((i) + 2), value((i) + 3), value((i) + 4), value((i) + 5), value((i) + 6), \
+        value((i) + 7)
 
 HR_INLINE hr_rows_in hr_rows_to_image(const hr_picture *p, const hr_image *image, int row, int height) {
     int next = row + 1 < height ? row + 1 : row;

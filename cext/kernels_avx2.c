@@ -1,4 +1,4 @@
-/* The conversion with AVX2, FMA and F16C. Eight columns of two rows at a time on the way in, sixteen of one row back. */
+/* The conversion with AVX2, FMA and F16C: eight columns of two rows at a time on the way in, sixteen of one back. */
 #include "kernels.h"
 
 #if HR_X86
@@ -6,20 +6,12 @@
 
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 
-/* Byte shuffles that take eight bytes, broadcast to both lanes, straight to 32-bit integers in the order of interleaved
- * RGB: value i of the 24 belongs to column i / 3. 0x80 clears the upper three bytes. Vector j holds values 8j to 8j+7. */
-#define EACH(value, j)                                                                                              \
-    {value(8 * j), value(8 * j + 1), value(8 * j + 2), value(8 * j + 3),                                            \
-     value(8 * j + 4), value(8 * j + 5), value(8 * j + 6), value(8 * j + 7)}
-#define TABLE(value) {EACH(value, 0), EACH(value, 1), EACH(value, 2)}
-#define LUMA(i) (0x80808000u | ((i) / 3))
-#define CHROMA(i) (0x80808000u | ((i) / 6))
-#define NV12_U(i) (0x80808000u | ((i) / 6 * 2))
-#define NV12_V(i) (0x80808000u | ((i) / 6 * 2 + 1))
-static const uint32_t luma_order[3][8] __attribute__((aligned(32))) = TABLE(LUMA);
-static const uint32_t chroma_order[3][8] __attribute__((aligned(32))) = TABLE(CHROMA);
-static const uint32_t nv12_u_order[3][8] __attribute__((aligned(32))) = TABLE(NV12_U);
-static const uint32_t nv12_v_order[3][8] __attribute__((aligned(32))) = TABLE(NV12_V);
+/* Vector j holds values 8j to 8j+7 of the 24 of eight columns. */
+#define TABLE(value) {{HR_EIGHT(value, 0)}, {HR_EIGHT(value, 8)}, {HR_EIGHT(value, 16)}}
+static const uint32_t luma_order[3][8] __attribute__((aligned(32))) = TABLE(HR_LUMA);
+static const uint32_t chroma_order[3][8] __attribute__((aligned(32))) = TABLE(HR_CHROMA);
+static const uint32_t nv12_u_order[3][8] __attribute__((aligned(32))) = TABLE(HR_NV12_U);
+static const uint32_t nv12_v_order[3][8] __attribute__((aligned(32))) = TABLE(HR_NV12_V);
 
 HR_INLINE TARGET __m256i order(const uint32_t *table) {
     return _mm256_load_si256((const __m256i *)table);
@@ -27,7 +19,8 @@ HR_INLINE TARGET __m256i order(const uint32_t *table) {
 
 /* {red, green, blue} repeated, from value 8j on. */
 HR_INLINE TARGET __m256 triplet(int j, float red, float green, float blue) {
-    float v[10] = {red, green, blue, red, green, blue, red, green, blue, red};
+    float v[12];
+    for (int i = 0; i < 12; i += 3) v[i] = red, v[i + 1] = green, v[i + 2] = blue;
     return _mm256_loadu_ps(v + 8 * j % 3);
 }
 
@@ -54,13 +47,8 @@ HR_INLINE TARGET void store8(void *out, ptrdiff_t index, __m256 value, int half,
     }
 }
 
-/* Whether streaming stores, which fault on a misaligned address, can write every row: rows and steps of `size`. */
-HR_INLINE int streamable(const hr_image *image, int height, size_t size) {
-    return ((uintptr_t)image->data | (height > 1 ? (uintptr_t)image->stride : 0)) % size == 0;
-}
-
-/* Every output vector is ys * Y + (cu * U + cv * V + c0) with Y, U and V shuffled to the output's order, so nothing is
- * interleaved afterwards, and NV12 differs in the shuffle alone. The bracket serves two rows. */
+/* Every output vector is ys * Y + (cu * U + cv * V + c0) with Y, U and V shuffled to the output's order, so nothing
+ * is interleaved afterwards, and NV12 differs in the shuffle alone. The bracket serves two rows. */
 HR_INLINE TARGET void to_image_as(
     const hr_picture *p, const hr_image *image, int width, int height, const hr_to_rgb *k, int half, int nv12,
     int stream) {
@@ -75,6 +63,11 @@ HR_INLINE TARGET void to_image_as(
         hr_rows_in rows = hr_rows_to_image(p, image, row, height);
         int x = 0;
         for (; x + 8 <= width; x += 8) {
+            hr_prefetch_rows(&rows, x, nv12 ? 2 : 1);
+            if (!stream) {
+                hr_prefetch_image(rows.out0, x, 3, half, 8);
+                hr_prefetch_image(rows.out1, x, 3, half, 8);
+            }
             __m256i y0 = _mm256_set1_epi64x(hr_load64(rows.y0 + x)), y1 = _mm256_set1_epi64x(hr_load64(rows.y1 + x));
             __m256i u, v;
             if (nv12) {
@@ -85,8 +78,10 @@ HR_INLINE TARGET void to_image_as(
             }
 #pragma GCC unroll 3
             for (int j = 0; j < 3; ++j) {
-                __m256 chroma = _mm256_fmadd_ps(floats(u, order(nv12 ? nv12_u_order[j] : chroma_order[j])), cu[j], c0[j]);
-                chroma = _mm256_fmadd_ps(floats(v, order(nv12 ? nv12_v_order[j] : chroma_order[j])), cv[j], chroma);
+                __m256i u_order = order(nv12 ? nv12_u_order[j] : chroma_order[j]);
+                __m256i v_order = order(nv12 ? nv12_v_order[j] : chroma_order[j]);
+                __m256 chroma = _mm256_fmadd_ps(floats(u, u_order), cu[j], c0[j]);
+                chroma = _mm256_fmadd_ps(floats(v, v_order), cv[j], chroma);
                 __m256 rgb0 = _mm256_fmadd_ps(floats(y0, order(luma_order[j])), ys, chroma);
                 __m256 rgb1 = _mm256_fmadd_ps(floats(y1, order(luma_order[j])), ys, chroma);
                 store8(rows.out0, 3 * (ptrdiff_t)x + 8 * j, clamp8(rgb0), half, stream);
@@ -101,7 +96,7 @@ HR_INLINE TARGET void to_image_as(
 TARGET static void to_image(
     const hr_picture *p, const hr_image *image, int width, int height, const hr_to_rgb *k, int stream) {
     int nv12 = p->step == 2;
-    stream = stream && streamable(image, height, image->half ? 16 : 32);
+    stream = stream && hr_streamable(image, height, image->half ? 16 : 32);
     switch (image->half << 2 | nv12 << 1 | stream) {
     case 0: to_image_as(p, image, width, height, k, 0, 0, 0); break;
     case 1: to_image_as(p, image, width, height, k, 0, 0, 1); break;
@@ -185,8 +180,8 @@ HR_INLINE TARGET void store_chroma(uint8_t *u, uint8_t *v, __m256 low, __m256 hi
     }
 }
 
-/* The image is read as one sequential stream: the first row of a pair leaves its share of the chroma in a scratch that
- * fits the L1 cache, the second row adds its own. Columns beyond HR_TILE are a further stream. */
+/* The image is read as one sequential stream: the first row of a pair leaves its share of the chroma in a scratch
+ * that fits the L1 cache, the second row adds its own. Columns beyond HR_TILE are a further stream. */
 HR_INLINE TARGET void from_image_as(
     const hr_image *image, const hr_picture *p, int width, int height, const hr_to_yuv *c, int pixel, int half,
     int nv12) {
@@ -206,7 +201,7 @@ HR_INLINE TARGET void from_image_as(
                 uint8_t *y = second ? rows.y1 : rows.y0;
                 float *share = scratch;
                 for (int x = start; x < end; x += 16, share += 16) {
-                    hr_prefetch(in, x, pixel, half, 16);
+                    hr_prefetch_image(in, x, pixel, half, 16);
                     __m256 low, high;
                     __m256i y_low = yuv8(in, x, pixel, half, &k, &low);
                     __m256i y_high = yuv8(in, x + 8, pixel, half, &k, &high);
@@ -262,7 +257,7 @@ HR_INLINE TARGET void rgb24_to_image_as(
 }
 
 TARGET static void rgb24_to_image(const hr_picture *p, const hr_image *image, int width, int height, int stream) {
-    stream = stream && streamable(image, height, image->half ? 16 : 32);
+    stream = stream && hr_streamable(image, height, image->half ? 16 : 32);
     switch (image->half << 1 | stream) {
     case 0: rgb24_to_image_as(p, image, width, height, 0, 0); break;
     case 1: rgb24_to_image_as(p, image, width, height, 0, 1); break;
@@ -279,7 +274,7 @@ HR_INLINE TARGET void image_to_rgb24_as(
         uint8_t *out = p->y + row * p->y_stride;
         int x = 0;
         for (; x + 8 <= width; x += 8) {
-            hr_prefetch(in, x, pixel, half, 8);
+            hr_prefetch_image(in, x, pixel, half, 8);
             __m256 packed[3];
             __m256i levels[3];
             load_packed(in, x, pixel, half, packed);

@@ -7,27 +7,20 @@
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx2,fma,f16c")))
 
 /* Vector j holds values 16j to 16j+15 of the 48 of sixteen columns. */
-#define EACH(value, j)                                                                                              \
-    {value(16 * j), value(16 * j + 1), value(16 * j + 2), value(16 * j + 3),                                        \
-     value(16 * j + 4), value(16 * j + 5), value(16 * j + 6), value(16 * j + 7),                                    \
-     value(16 * j + 8), value(16 * j + 9), value(16 * j + 10), value(16 * j + 11),                                  \
-     value(16 * j + 12), value(16 * j + 13), value(16 * j + 14), value(16 * j + 15)}
-#define TABLE(value) {EACH(value, 0), EACH(value, 1), EACH(value, 2)}
-#define LUMA(i) (0x80808000u | ((i) / 3))
-#define CHROMA(i) (0x80808000u | ((i) / 6))
-#define NV12_U(i) (0x80808000u | ((i) / 6 * 2))
-#define NV12_V(i) (0x80808000u | ((i) / 6 * 2 + 1))
-static const uint32_t luma_order[3][16] __attribute__((aligned(64))) = TABLE(LUMA);
-static const uint32_t chroma_order[3][16] __attribute__((aligned(64))) = TABLE(CHROMA);
-static const uint32_t nv12_u_order[3][16] __attribute__((aligned(64))) = TABLE(NV12_U);
-static const uint32_t nv12_v_order[3][16] __attribute__((aligned(64))) = TABLE(NV12_V);
+#define SIXTEEN(value, i) {HR_EIGHT(value, i), HR_EIGHT(value, (i) + 8)}
+#define TABLE(value) {SIXTEEN(value, 0), SIXTEEN(value, 16), SIXTEEN(value, 32)}
+static const uint32_t luma_order[3][16] __attribute__((aligned(64))) = TABLE(HR_LUMA);
+static const uint32_t chroma_order[3][16] __attribute__((aligned(64))) = TABLE(HR_CHROMA);
+static const uint32_t nv12_u_order[3][16] __attribute__((aligned(64))) = TABLE(HR_NV12_U);
+static const uint32_t nv12_v_order[3][16] __attribute__((aligned(64))) = TABLE(HR_NV12_V);
 
 HR_INLINE TARGET __m512i order(const uint32_t *table) {
     return _mm512_load_si512(table);
 }
 
 HR_INLINE TARGET __m512 triplet(int j, float red, float green, float blue) {
-    float v[18] = {red, green, blue, red, green, blue, red, green, blue, red, green, blue, red, green, blue, red, green, blue};
+    float v[18];
+    for (int i = 0; i < 18; i += 3) v[i] = red, v[i + 1] = green, v[i + 2] = blue;
     return _mm512_loadu_ps(v + 16 * j % 3);
 }
 
@@ -58,10 +51,6 @@ HR_INLINE TARGET void store16(void *out, ptrdiff_t index, __m512 value, int half
     }
 }
 
-HR_INLINE int streamable(const hr_image *image, int height, size_t size) {
-    return ((uintptr_t)image->data | (height > 1 ? (uintptr_t)image->stride : 0)) % size == 0;
-}
-
 HR_INLINE TARGET void to_image_as(
     const hr_picture *p, const hr_image *image, int width, int height, const hr_to_rgb *k, int half, int nv12,
     int stream) {
@@ -76,6 +65,11 @@ HR_INLINE TARGET void to_image_as(
         hr_rows_in rows = hr_rows_to_image(p, image, row, height);
         int x = 0;
         for (; x + 16 <= width; x += 16) {
+            hr_prefetch_rows(&rows, x, nv12 ? 2 : 1);
+            if (!stream) {
+                hr_prefetch_image(rows.out0, x, 3, half, 16);
+                hr_prefetch_image(rows.out1, x, 3, half, 16);
+            }
             __m512i y0 = sixteen(rows.y0 + x), y1 = sixteen(rows.y1 + x);
             __m512i u, v;
             if (nv12) {
@@ -86,8 +80,10 @@ HR_INLINE TARGET void to_image_as(
             }
 #pragma GCC unroll 3
             for (int j = 0; j < 3; ++j) {
-                __m512 chroma = _mm512_fmadd_ps(floats(u, order(nv12 ? nv12_u_order[j] : chroma_order[j])), cu[j], c0[j]);
-                chroma = _mm512_fmadd_ps(floats(v, order(nv12 ? nv12_v_order[j] : chroma_order[j])), cv[j], chroma);
+                __m512i u_order = order(nv12 ? nv12_u_order[j] : chroma_order[j]);
+                __m512i v_order = order(nv12 ? nv12_v_order[j] : chroma_order[j]);
+                __m512 chroma = _mm512_fmadd_ps(floats(u, u_order), cu[j], c0[j]);
+                chroma = _mm512_fmadd_ps(floats(v, v_order), cv[j], chroma);
                 __m512 rgb0 = _mm512_fmadd_ps(floats(y0, order(luma_order[j])), ys, chroma);
                 __m512 rgb1 = _mm512_fmadd_ps(floats(y1, order(luma_order[j])), ys, chroma);
                 store16(rows.out0, 3 * (ptrdiff_t)x + 16 * j, clamp16(rgb0), half, stream);
@@ -102,7 +98,7 @@ HR_INLINE TARGET void to_image_as(
 TARGET static void to_image(
     const hr_picture *p, const hr_image *image, int width, int height, const hr_to_rgb *k, int stream) {
     int nv12 = p->step == 2;
-    stream = stream && streamable(image, height, image->half ? 32 : 64);
+    stream = stream && hr_streamable(image, height, image->half ? 32 : 64);
     switch (image->half << 2 | nv12 << 1 | stream) {
     case 0: to_image_as(p, image, width, height, k, 0, 0, 0); break;
     case 1: to_image_as(p, image, width, height, k, 0, 0, 1); break;
@@ -190,7 +186,7 @@ HR_INLINE TARGET void from_image_as(
                 uint8_t *y = second ? rows.y1 : rows.y0;
                 float *share = scratch;
                 for (int x = start; x < end; x += 16, share += 16) {
-                    hr_prefetch(in, x, pixel, half, 16);
+                    hr_prefetch_image(in, x, pixel, half, 16);
                     __m512 sum;
                     _mm_storeu_si128((__m128i *)(y + x), yuv16(in, x, pixel, half, &k, &sum));
                     if (!second) {
@@ -242,7 +238,7 @@ HR_INLINE TARGET void rgb24_to_image_as(
 }
 
 TARGET static void rgb24_to_image(const hr_picture *p, const hr_image *image, int width, int height, int stream) {
-    stream = stream && streamable(image, height, image->half ? 32 : 64);
+    stream = stream && hr_streamable(image, height, image->half ? 32 : 64);
     switch (image->half << 1 | stream) {
     case 0: rgb24_to_image_as(p, image, width, height, 0, 0); break;
     case 1: rgb24_to_image_as(p, image, width, height, 0, 1); break;
@@ -259,7 +255,7 @@ HR_INLINE TARGET void image_to_rgb24_as(
         uint8_t *out = p->y + row * p->y_stride;
         int x = 0;
         for (; x + 16 <= width; x += 16) {
-            hr_prefetch(in, x, pixel, half, 16);
+            hr_prefetch_image(in, x, pixel, half, 16);
             __m512 packed[3];
             load_packed(in, x, pixel, half, packed);
             for (int j = 0; j < 3; ++j) {

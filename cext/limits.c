@@ -57,7 +57,8 @@ void hr_limit_forward(const uint8_t *source, float *destination, size_t pixels, 
 #endif
     (void)stream;
     for (size_t step = 0; step < pixels * 12 / 1024; ++step)
-        for (size_t copy = 0; copy < 8; ++copy) memcpy(destination + 256 * step + 32 * copy, source + 128 * step, 128);
+        for (size_t copy = 0; copy < 8; ++copy)
+            memcpy(destination + 256 * step + 32 * copy, source + 128 * step, 128);
 }
 
 void hr_limit_back(const float *source, uint8_t *destination, size_t pixels, int ahead) {
