@@ -9,35 +9,16 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import InvalidRequest, MalformedRequest, Violation
-
-#: Keys with a meaning of their own (protocol.md 5.2); a node of that name or title cannot be addressed.
-RESERVED = (
-    "prompts",
-    "prompt",
-    "width",
-    "height",
-    "max_framerate",
-    "detect_out_resolution",
-    "show_loading",
-    "load_model",
-)
-#: Keys that say which stream or model a body is for, not what it asks.
-ENVELOPE = ("stream_id", "gateway_request_id", "manifest_id", "model_id")
+from .keys import RESERVED, Keys, is_document, kind, read_json, shown
 
 CHANNELS = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
 
-#: Pixels: below, an encoder has no macroblock; above, the gateway's ring buffer (5,000,000 bytes) takes no I-frame.
-MIN_SIDE, MAX_SIDE = 16, 8192
-#: Frames per second, ComfyStream's own range (comfystream src/comfystream/server/utils).
-MAX_FRAMERATE = 60
 _MAX_ID_LENGTH = 256
 _SHOWN = 20
 
@@ -90,16 +71,6 @@ class _Node:
     class_type: str
 
 
-def read_json(text: str | bytes) -> Any:
-    """A JSON value with exact numbers; NaN, Infinity and numbers beyond float are refused as MalformedRequest."""
-    try:
-        return json.loads(text, parse_float=_finite, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise MalformedRequest("the body is nested too deeply") from None
-    except ValueError as exc:  # JSONDecodeError and UnicodeDecodeError among them
-        raise MalformedRequest(f"the body is not JSON: {exc}") from None
-
-
 def parse_start(body: Any, *, require_id: bool, default_id: str = "") -> StartRequest:
     """Read the body of ``/stream/start`` or ``/live-video-to-video``. Unknown keys are ignored, as peers expect.
 
@@ -108,12 +79,12 @@ def parse_start(body: Any, *, require_id: bool, default_id: str = "") -> StartRe
     Raises MalformedRequest when the body is no object, InvalidRequest with every wrong field.
     """
     if not isinstance(body, dict):
-        raise MalformedRequest(f"the body must be a JSON object, not {_kind(body)}")
+        raise MalformedRequest(f"the body must be a JSON object, not {kind(body)}")
     wrong: list[Violation] = []
     channels = {name: _channel(body.get(name), name, wrong) for name in CHANNELS}
     stream_id, aliases = _identity(body, default_id, channels, require_id, wrong)
     params = _unwrapped(body.get("params"), "params", wrong)
-    keys = _Keys(params, "params.", wrong)
+    keys = Keys(params, "params.", wrong)
     workflow = keys.workflow()
     width, height = keys.size()
     request = StartRequest(
@@ -162,14 +133,14 @@ def parse_update(body: Any, prompt: Mapping[str, Any]) -> Update:
     most likely a typing error, and a change that silently does nothing is worse than a refused one.
     """
     if not isinstance(body, dict):
-        raise MalformedRequest(f"an update must be a JSON object, not {_kind(body)}")
+        raise MalformedRequest(f"an update must be a JSON object, not {kind(body)}")
     wrong: list[Violation] = []
     if "params" in body and "params" not in prompt:
         inner = _unwrapped(body["params"], "params", wrong)
         twice = [key for key in inner if key in body and key != "params"]
         wrong += [Violation(key, f"{key!r} is given both beside and inside 'params'") for key in twice]
         body = {key: value for key, value in body.items() if key != "params"} | inner
-    keys = _Keys(body, "", wrong)
+    keys = Keys(body, "", wrong)
     workflow = keys.workflow()
     if workflow == {}:
         wrong.append(Violation("prompts", "the workflow has no nodes", "a workflow in ComfyUI's API format"))
@@ -190,7 +161,7 @@ def parse_update(body: Any, prompt: Mapping[str, Any]) -> Update:
 def nodes_of(workflow: Mapping[str, Any]) -> dict[str, _Node]:
     """Node id -> title and class, of a workflow in ComfyUI's API format or of the document its page saves."""
     nodes: dict[str, _Node] = {}
-    if _is_document(workflow):
+    if is_document(workflow):
         for node in workflow["nodes"]:
             if isinstance(node, dict) and isinstance(node.get("id"), int | str):
                 nodes[str(node["id"])] = _Node(str(node.get("title") or ""), str(node.get("type") or ""))
@@ -201,132 +172,6 @@ def nodes_of(workflow: Mapping[str, Any]) -> dict[str, _Node]:
             title = meta.get("title") if isinstance(meta, Mapping) else None
             nodes[str(node_id)] = _Node(str(title or ""), str(node.get("class_type") or ""))
     return nodes
-
-
-class _Keys:
-    """The keys that a start and an update have in common, read from one object; violations go to ``wrong``."""
-
-    def __init__(self, values: dict[str, Any], prefix: str, wrong: list[Violation]) -> None:
-        self._values = values
-        self._prefix = prefix
-        self._wrong = wrong
-        self._bare = False
-
-    def workflow(self) -> dict[str, Any] | None:
-        """The workflow, {} when one is given without a node, None when none is given."""
-        for key in ("prompts", "prompt"):
-            if self._values.get(key) is not None:
-                return self._workflow_of(self._values[key], self._prefix + key)
-        rest = self.rest()
-        if rest and all(isinstance(value, dict) and "class_type" in value for value in rest.values()):
-            self._bare = True
-            return self._workflow_of(rest, self._prefix + "prompts")
-        return None
-
-    def rest(self) -> dict[str, Any]:
-        """Everything but reserved keys, the envelope and a bare workflow."""
-        if self._bare:
-            return {}
-        return {key: value for key, value in self._values.items() if key not in RESERVED and key not in ENVELOPE}
-
-    def size(self) -> tuple[int | None, int | None]:
-        given = [key for key in ("width", "height") if self._values.get(key) is not None]
-        if len(given) == 1:
-            other = "height" if given == ["width"] else "width"
-            self._refuse(other, f"width and height come together; only {given[0]} is given", "both, or neither")
-        width, height = (self._side(key) if key in given else None for key in ("width", "height"))
-        return width, height
-
-    def framerate(self) -> int | None:
-        if self._values.get("max_framerate") is None:
-            return None
-        allowed = f"a whole number from 1 to {MAX_FRAMERATE}"
-        value = self._whole("max_framerate", allowed)
-        if value is not None and not 1 <= value <= MAX_FRAMERATE:
-            self._refuse("max_framerate", f"is {value}", allowed)
-            return None
-        return value
-
-    def switch(self, key: str) -> bool | None:
-        value = self._values.get(key)
-        if value is None or isinstance(value, bool):
-            return value
-        if isinstance(value, int):
-            return value != 0
-        if isinstance(value, str):
-            text = value.strip().lower()
-            if text in ("true", "1", "yes", "on"):
-                return True
-            if text in ("false", "0", "no", "off", ""):
-                return False
-        self._refuse(key, f"is {_shown(value)}", "true or false")
-        return None
-
-    def _side(self, key: str) -> int | None:
-        allowed = f"an even whole number from {MIN_SIDE} to {MAX_SIDE}"
-        value = self._whole(key, allowed)
-        if value is not None and (value % 2 or not MIN_SIDE <= value <= MAX_SIDE):
-            self._refuse(key, f"is {value}", allowed)
-            return None
-        return value
-
-    def _whole(self, key: str, allowed: str) -> int | None:
-        """An int, also written as text or as a float without fraction: peers send all three."""
-        value = self._values[key]
-        if isinstance(value, str):
-            try:
-                return int(value)
-            except ValueError:
-                self._refuse(key, f"is {_shown(value)}", allowed)
-                return None
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        self._refuse(key, f"is {_shown(value)}", allowed)
-        return None
-
-    def _workflow_of(self, value: Any, path: str) -> dict[str, Any] | None:
-        if isinstance(value, str):
-            if not value.strip():
-                return {}
-            try:
-                value = read_json(value)
-            except MalformedRequest as exc:
-                message = exc.message.replace("the body", "the text")
-                self._wrong.append(Violation(path, message, "a workflow as object, list of them, or JSON text"))
-                return None
-        if isinstance(value, list):
-            if not value:
-                return {}
-            value = next((item for item in value if isinstance(item, dict)), None)
-        if not isinstance(value, dict):
-            self._wrong.append(
-                Violation(
-                    path, f"holds no workflow but {_kind(value)}", "a workflow as object, list of them, or JSON text"
-                )
-            )
-            return None
-        if not _is_document(value):
-            for node_id, node in value.items():
-                self._check_node(str(node_id), node)
-        return value
-
-    def _check_node(self, node_id: str, node: Any) -> None:
-        path = f"nodes.{node_id}"
-        if not isinstance(node, dict):
-            self._wrong.append(Violation(path, f"is {_kind(node)}", "an object with class_type and inputs"))
-            return
-        class_type = node.get("class_type")
-        if not isinstance(class_type, str) or not class_type:
-            self._wrong.append(
-                Violation(f"{path}.class_type", f"is {_shown(class_type)}", "the name of a node class")
-            )
-        if not isinstance(node.get("inputs", {}), dict):
-            self._wrong.append(Violation(f"{path}.inputs", f"is {_kind(node['inputs'])}", "an object"))
-
-    def _refuse(self, key: str, message: str, allowed: str) -> None:
-        self._wrong.append(Violation(self._prefix + key, message, allowed))
 
 
 def _overrides(values: dict[str, Any], nodes: dict[str, _Node], wrong: list[Violation]) -> dict[str, dict[str, Any]]:
@@ -358,7 +203,7 @@ def _inputs(node_id: str, value: Any, node: _Node, wrong: list[Violation]) -> di
     """The inputs of one override: ``{"inputs": {..}}``, then beside it only what a copied node has, or directly."""
     path = f"nodes.{node_id}"
     if not isinstance(value, dict):
-        wrong.append(Violation(path, f"is {_kind(value)}", "an object of inputs"))
+        wrong.append(Violation(path, f"is {kind(value)}", "an object of inputs"))
         return {}
     if "class_type" in value and value["class_type"] != node.class_type:
         message = f"the running node is {node.class_type!r}; another class needs the whole workflow in 'prompts'"
@@ -399,7 +244,7 @@ def _identity(
             names.append(value)
         else:
             wrong.append(
-                Violation(key, f"is {_shown(value)}", f"printable text of at most {_MAX_ID_LENGTH} characters")
+                Violation(key, f"is {shown(value)}", f"printable text of at most {_MAX_ID_LENGTH} characters")
             )
     if default_id:
         names.append(default_id)
@@ -416,7 +261,7 @@ def _channel(value: Any, name: str, wrong: list[Violation]) -> str | None:
         return None
     allowed = "an http or https URL"
     if not isinstance(value, str):
-        wrong.append(Violation(name, f"is {_kind(value)}", allowed))
+        wrong.append(Violation(name, f"is {kind(value)}", allowed))
         return None
     try:
         parts = urlsplit(value)
@@ -424,7 +269,7 @@ def _channel(value: Any, name: str, wrong: list[Violation]) -> str | None:
     except ValueError:  # a port out of range, a broken IPv6 address
         valid = False
     if not valid or not value.isprintable() or " " in value:
-        wrong.append(Violation(name, f"is {_shown(value)}", allowed))
+        wrong.append(Violation(name, f"is {shown(value)}", allowed))
         return None
     return value
 
@@ -440,14 +285,9 @@ def _unwrapped(value: Any, path: str, wrong: list[Violation]) -> dict[str, Any]:
     if value is None or value == "":
         return {}
     if not isinstance(value, dict):
-        wrong.append(Violation(path, f"is {_kind(value)}", "a JSON object"))
+        wrong.append(Violation(path, f"is {kind(value)}", "a JSON object"))
         return {}
     return value
-
-
-def _is_document(workflow: Mapping[str, Any]) -> bool:
-    """Whether this is what ComfyUI's page saves (``nodes`` and ``links``) instead of its API format."""
-    return isinstance(workflow.get("nodes"), list)
 
 
 def _raise_if(wrong: list[Violation], summary: str) -> None:
@@ -455,29 +295,3 @@ def _raise_if(wrong: list[Violation], summary: str) -> None:
         first = wrong[0]
         more = f" ({len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise InvalidRequest(f"{summary}: {first.path}: {first.message}{more}", tuple(wrong))
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is beyond the range of numbers")
-    return value
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON value")
-
-
-def _kind(value: Any) -> str:
-    """What JSON calls it."""
-    if value is None:
-        return "null"
-    for kind, name in ((bool, "a boolean"), (dict, "an object"), (list, "a list"), (str, "text"), (int, "a number")):
-        if isinstance(value, kind):
-            return name
-    return "a number"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."

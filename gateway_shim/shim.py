@@ -16,9 +16,9 @@ from .app import create_app
 from .config import Settings, SettingsError
 from .engine_client import EngineClient
 from .errors import MalformedRequest
+from .keys import read_json
 from .orchestrator.byoc import ByocRegistration
 from .orchestrator.registrar import Registrar, RegistrarTiming
-from .params import read_json
 from .routes.context import CONTEXT, Context
 from .stream.manager import Streams
 from .stream.session import StreamSettings
@@ -72,7 +72,9 @@ async def running(settings: Settings) -> AsyncIterator[Shim]:
                 engines,
                 capacity=settings.capacity,
                 settings=StreamSettings(
-                    latency_budget_s=settings.latency_budget_ms / 1000, pipeline=settings.pipeline
+                    latency_budget_s=settings.latency_budget_ms / 1000,
+                    pipeline=settings.pipeline,
+                    input_timeout_s=settings.input_timeout_s,
                 ),
                 default_workflow=workflow,
                 on_change=changed,

@@ -11,7 +11,8 @@ from aiohttp import web
 
 from ..config import Settings
 from ..errors import BodyTooLarge, MalformedRequest, NoSuchStream, NotReady
-from ..params import StartRequest, check_hosts, read_json
+from ..keys import read_json
+from ..params import StartRequest, check_hosts
 from ..status import Facts, best_state
 
 #: A gateway gives up a start after 5 s, its orchestrator does not: a later answer leaves a stream that nobody watches

@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from ..errors import InvalidRequest, MalformedRequest, Violation
-from ..params import ENVELOPE
+from ..keys import ENVELOPE
 from .context import CONTEXT, read_body, stream_header
 
 _TRUE = ("1", "true", "yes", "on", "")

@@ -233,6 +233,7 @@ async def test_a_401_drops_the_capability_and_brings_it_back_once_idle() -> None
             with pytest.raises(WorkerRefused) as refused:
                 await orchestrator.start_stream()
             assert refused.value.answer.status == 401
+            assert orchestrator.capabilities.get("blur") is not first
             await orchestrator.registered("blur", after=first)
             stream = await orchestrator.start_stream()
             assert stream.id in shim.streams.active

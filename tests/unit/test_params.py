@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_shim.errors import InvalidRequest, MalformedRequest, Violation
-from gateway_shim.params import Update, check_hosts, nodes_of, parse_start, parse_update, read_json
+from gateway_shim.keys import read_json
+from gateway_shim.params import Update, check_hosts, nodes_of, parse_start, parse_update
 
 WORKFLOW: dict[str, Any] = {
     "1": {"class_type": "LoadTensor", "inputs": {}},
@@ -105,7 +106,7 @@ def test_an_override_names_its_node_by_id_or_title(body: Any) -> None:
 
 
 def test_a_copied_node_of_the_same_class_is_an_override_when_others_are() -> None:
-    body = {"5": {"class_type": "KSampler", "inputs": {"seed": 2}, "_meta": {}}, "6": {"text": "x"}}
+    body: dict[str, Any] = {"5": {"class_type": "KSampler", "inputs": {"seed": 2}, "_meta": {}}, "6": {"text": "x"}}
     assert parse_update(body, WORKFLOW).overrides == {"5": {"seed": 2}, "6": {"text": "x"}}
     body["5"]["class_type"] = "Other"
     assert paths(body) == ["nodes.5.class_type"]
