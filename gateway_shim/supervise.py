@@ -5,7 +5,9 @@ Nothing here reads or changes the environment of this process; the caller hands 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -25,6 +27,9 @@ _ONE_GPU_EACH = 'CUDA_VISIBLE_DEVICES="%(process_num)d"'
 
 class CannotStart(Exception):
     """The programs cannot be started; the message is one sentence for the operator."""
+
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -149,22 +154,20 @@ def execute(launch: Launch, *, follow: bool) -> NoReturn:
             path.touch()
         try:
             # A group of its own: Ctrl-C is for supervisord, and the programs' last words are still to be printed.
-            subprocess.Popen(_follow(launch, os.getpid()), stderr=subprocess.DEVNULL, process_group=0)
+            subprocess.Popen(
+                ["tail", "-q", "-n", "0", "-F", *map(str, launch.logs.values())],
+                stderr=subprocess.DEVNULL,
+                process_group=0,
+                preexec_fn=_end_with_parent,
+            )
         except OSError as exc:
             sys.stderr.write(f"headrace: tail did not start, the logs are only in {launch.run_dir}/log: {exc}\n")
     os.execve(launch.argv[0], launch.argv, launch.environment)  # noqa: S606
 
 
-def _follow(launch: Launch, pid: int) -> list[str]:
-    """A command that prints every program's log as it grows and ends soon after process ``pid``."""
-    files = [str(path) for path in launch.logs.values()]
-    return [
-        "tail",
-        "--quiet",
-        "--lines=0",
-        "--follow=name",
-        "--retry",
-        "--sleep-interval=0.2",
-        f"--pid={pid}",
-        *files,
-    ]
+def _end_with_parent() -> None:
+    """In a child: be terminated when the parent ends, in whatever way.
+
+    `tail --pid` is no help: a parent whose own parent waits for the end of our output is a zombie, which is there.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -95,7 +95,8 @@ def _encode(path: Path, target: Path) -> Path:
             audio.codec_context.layout = "stereo"
             resampler = av.AudioResampler(format="fltp", layout="stereo", rate=48_000)
         for packet in source.demux([pictures] if sounds is None else [pictures, sounds]):
-            for frame in packet.decode():
+            frames: list[Any] = packet.decode()
+            for frame in frames:
                 if frame.time is not None and frame.time > 60:
                     break
                 if isinstance(frame, av.VideoFrame):

@@ -130,7 +130,7 @@ def _decoded(path: Path, kind: str) -> Iterator[Any]:
             return
         for packet in container.demux(streams):
             try:
-                frames = packet.decode()
+                frames: list[Any] = packet.decode()
             except av.error.FFmpegError:
                 continue  # a stream that lost bytes still has the rest to show
             for frame in frames:

@@ -81,5 +81,5 @@ def _thumbnails(path: Path, chosen: Iterable[int]) -> dict[int, Any]:
     for pts, frame in pictures(path):
         if pts in wanted and pts not in found:
             height = max(2, round(frame.height * _CELL_WIDTH / frame.width))
-            found[pts] = frame.reformat(_CELL_WIDTH, height, format="rgb24").to_image()
+            found[pts] = frame.reformat(_CELL_WIDTH, height, format="rgb24").to_image()  # type: ignore[no-untyped-call]
     return found

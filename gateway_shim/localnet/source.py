@@ -57,7 +57,7 @@ class _Timed:
     dts: int
     order: int
     pts: int = field(compare=False)
-    packet: av.Packet = field(compare=False)
+    packet: Any = field(compare=False)
     video: bool = field(compare=False)
     duration: int = field(compare=False)
 
