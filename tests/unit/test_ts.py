@@ -96,6 +96,33 @@ def test_unit_is_out_with_its_last_byte() -> None:
     assert len(late) <= 3
 
 
+def test_one_byte_of_stuffing_ends_a_unit() -> None:
+    reader = started()
+    data = IDR + bytes(183 - 14 - len(IDR))
+    [unit] = reader.feed(packet(VIDEO, 0, pes(7, data), starts=True))
+    assert unit.data == data
+
+
+def test_indicators_of_the_adaptation_field() -> None:
+    reader = started()
+    indicated = bytearray(packet(VIDEO, 0, pes(7, SLICE), starts=True))
+    indicated[5] = 0x40  # random access: a recovery point that is no IDR picture
+    [unit] = reader.feed(bytes(indicated))
+    assert unit.keyframe
+    indicated = bytearray(packet(VIDEO, 9, pes(8, SLICE), starts=True))
+    indicated[5] = 0x80  # the counter is discontinuous on purpose
+    [unit] = reader.feed(bytes(indicated))
+    assert (unit.keyframe, unit.discontinuity, reader.counters.continuity_errors) == (False, False, 0)
+
+
+def test_table_with_a_wrong_check_sum_is_not_believed() -> None:
+    tables = bytearray(TsWriter(audio=True).tables())
+    tables[188 + 20] ^= 1  # the PMT names another PID
+    reader = TsReader()
+    reader.feed(bytes(tables))
+    assert reader.tracks == ()
+
+
 def test_declared_length_ends_a_unit_that_fills_its_packet() -> None:
     reader = started()
     data = IDR + bytes(184 - 14 - len(IDR))
