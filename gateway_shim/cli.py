@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help='node override sent half way, {"node": {"input": value}} (default: the demo workflow\'s own)',
     )
-    demo.add_argument("--size", type=_size, metavar="WxH", help="output size (default: the clip's)")
+    demo.add_argument("--size", type=_size, metavar="WxH", help="output size (default: the clip's, at most 640 wide)")
     demo.set_defaults(run=_demo)
 
     shown = commands.add_parser(

@@ -21,7 +21,7 @@ CREDIT = "Big Buck Bunny (c) Blender Foundation, www.bigbuckbunny.org, CC BY 3.0
 
 _WORKFLOW = "demo.json"
 #: What changes half way in the demo's own workflow.
-_UPDATE: dict[str, Any] = {}
+_UPDATE: dict[str, Any] = {"4": {"blend_factor": 0.85}}
 
 
 class NoAsset(Exception):

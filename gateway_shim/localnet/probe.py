@@ -151,12 +151,17 @@ class Numbers:
         return [pts for pts, number in self.by_pts.items() if number % numbered.BURST_EVERY == 0]
 
 
+def number_of(frame: av.VideoFrame) -> int | None:
+    """What a frame of a numbered clip says about itself; None on any other."""
+    plain = frame if frame.format.name == "yuv420p" else frame.reformat(format="yuv420p")
+    return numbered.read_number(numbered.luma_of(plain))
+
+
 def numbers(path: Path) -> Numbers:
     by_pts: dict[int, int] = {}
     unreadable = 0
     for pts, frame in pictures(path):
-        plain = frame if frame.format.name == "yuv420p" else frame.reformat(format="yuv420p")
-        number = numbered.read_number(numbered.luma_of(plain))
+        number = number_of(frame)
         if number is None:
             unreadable += 1
         else:
