@@ -1,12 +1,14 @@
-"""The device that graphs run on, in plain numbers."""
+"""The device that graphs run on, in plain numbers. Importing this does not import torch; calling it does."""
 
 from __future__ import annotations
 
 import os
 import platform
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class DeviceInfo:
 
 def chosen(device: str) -> torch.device:
     """What a setting ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here. Raises ValueError if it is not there."""
+    import torch
+
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -45,6 +49,8 @@ def describe(device: torch.device) -> DeviceInfo:
             memory_total_bytes=os.sysconf("SC_PHYS_PAGES") * page,
             memory_free_bytes=os.sysconf("SC_AVPHYS_PAGES") * page,
         )
+    import torch
+
     properties = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
     try:
