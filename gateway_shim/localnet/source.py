@@ -45,7 +45,7 @@ class Published:
     audio_packets: int = 0
     segments: int = 0
     bytes: int = 0
-    loops: int = 0
+    loops: int = 0  # whole ones
     late_s: float = 0.0  # largest delay behind real time: above zero the machine is too slow
     media_s: float = 0.0  # seconds of video published
 
@@ -260,6 +260,7 @@ async def publish_file(
             await send(muxer.finish())
             await segment.close()
     finally:
+        facts.loops = clip.loops
         clip.close()
     if on_progress is not None:
         on_progress(facts)
