@@ -176,7 +176,7 @@ HR_INLINE TARGET void store_chroma(uint8_t *u, uint8_t *v, __m256 low, __m256 hi
     } else {
         bytes = _mm_shuffle_epi8(bytes, _mm_setr_epi8(0, 1, 8, 9, 4, 5, 12, 13, 2, 3, 10, 11, 6, 7, 14, 15));
         _mm_storel_epi64((__m128i *)u, bytes);
-        _mm_storeh_pd((double *)v, _mm_castsi128_pd(bytes));
+        _mm_storel_epi64((__m128i *)v, _mm_unpackhi_epi64(bytes, bytes));
     }
 }
 

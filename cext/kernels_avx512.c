@@ -163,7 +163,7 @@ HR_INLINE TARGET void store_chroma(uint8_t *u, uint8_t *v, __m512 sum, int nv12)
     } else {
         bytes = _mm_shuffle_epi8(bytes, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
         _mm_storel_epi64((__m128i *)u, bytes);
-        _mm_storeh_pd((double *)v, _mm_castsi128_pd(bytes));
+        _mm_storel_epi64((__m128i *)v, _mm_unpackhi_epi64(bytes, bytes));
     }
 }
 
