@@ -7,74 +7,41 @@ definitions is said here, all of it at once; what needs them is said by ``schema
 
 from __future__ import annotations
 
-import difflib
 import graphlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Final
 
-Prompt = dict[str, dict[str, Any]]
+from .findings import Finding, Prompt, Severity, WorkflowError, any_of, did_you_mean, finding, title_of
+from .live_ends import LIVE_IMAGE_INPUT, LIVE_IMAGE_OUTPUT, check_ends, make_live
+
+__all__ = [
+    "MAX_NODES",
+    "PASS_THROUGH",
+    "Finding",
+    "Prompt",
+    "Severity",
+    "Workflow",
+    "WorkflowError",
+    "check_links",
+    "did_you_mean",
+    "find_cycle",
+    "finding",
+    "is_link",
+    "is_pass_through",
+    "parse",
+    "title_of",
+]
 
 #: A workflow of ComfyStream has 2 to 26 nodes; a thousand is far beyond any and bounds what a check can cost.
 MAX_NODES: Final = 1000
-
-LIVE_IMAGE_INPUT: Final = "LoadTensor"
-LIVE_IMAGE_OUTPUT: Final = "SaveTensor"
-PRIMARY_INPUT: Final = "PrimaryInputLoadImage"
-FILE_IMAGE_INPUT: Final = "LoadImage"
-FILE_IMAGE_OUTPUTS: Final = ("PreviewImage", "SaveImage")
-INPUT_CLASSES: Final = (LIVE_IMAGE_INPUT, FILE_IMAGE_INPUT, "LoadAudioTensor")
-OUTPUT_CLASSES: Final = (LIVE_IMAGE_OUTPUT, *FILE_IMAGE_OUTPUTS, "SaveAudioTensor", "SaveTextTensor")
-
-# Limits of ComfyStream's convert_prompt; the words of the messages are its own, gateways match on them.
-MAX_PRIMARY_INPUTS: Final = 1
-MAX_INPUTS: Final = 2
-MAX_OUTPUTS: Final = 3
 
 #: What runs when no workflow is given: the picture, unchanged.
 PASS_THROUGH: Final[Mapping[str, Mapping[str, Any]]] = {
     "1": {"class_type": LIVE_IMAGE_INPUT, "inputs": {}, "_meta": {"title": "Live input"}},
     "2": {"class_type": LIVE_IMAGE_OUTPUT, "inputs": {"images": ["1", 0]}, "_meta": {"title": "Live output"}},
 }
-
-
-class Severity(StrEnum):
-    ERROR = "error"
-    WARNING = "warning"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong, or odd, in a workflow.
-
-    ``code`` is stable and snake case; ``path`` reads ``nodes.5.inputs.strength``; ``remedy`` says what to do.
-    """
-
-    severity: Severity
-    code: str
-    message: str
-    remedy: str = ""
-    path: str = ""
-    node_id: str = ""
-    class_type: str = ""
-    title: str = ""
-    input: str = ""
-
-    def __str__(self) -> str:
-        where = f"node {self.node_id} ({self.class_type or 'no class'}): " if self.node_id else ""
-        return f"{where}{self.message}{'; ' + self.remedy if self.remedy else ''}"
-
-
-class WorkflowError(ValueError):
-    """The workflow cannot run; ``findings`` has every reason, warnings too."""
-
-    def __init__(self, findings: Iterable[Finding]) -> None:
-        self.findings = tuple(findings)
-        errors = [finding for finding in self.findings if finding.severity is Severity.ERROR]
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        super().__init__(f"{errors[0]}{more}" if errors else "the workflow cannot run")
 
 
 @dataclass(frozen=True)
@@ -132,46 +99,6 @@ def is_link(value: Any) -> bool:
     )
 
 
-def title_of(node: Mapping[str, Any]) -> str:
-    meta = node.get("_meta")
-    title = meta.get("title") if isinstance(meta, Mapping) else None
-    return title if isinstance(title, str) else ""
-
-
-def finding(
-    code: str,
-    message: str,
-    remedy: str = "",
-    *,
-    prompt: Mapping[str, Any] | None = None,
-    node_id: str = "",
-    input: str = "",
-    severity: Severity = Severity.ERROR,
-) -> Finding:
-    """A finding about a node, or one input of it, with class and title read from ``prompt``."""
-    node = (prompt or {}).get(node_id)
-    node = node if isinstance(node, Mapping) else {}
-    class_type = node.get("class_type")
-    path = f"nodes.{node_id}" + (f".inputs.{input}" if input else "") if node_id else ""
-    return Finding(
-        severity,
-        code,
-        message,
-        remedy,
-        path,
-        node_id,
-        class_type if isinstance(class_type, str) else "",
-        title_of(node),
-        input,
-    )
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Up to three names that look like ``name``, best first; letter case does not count."""
-    by_folded = {candidate.casefold(): candidate for candidate in known}
-    return tuple(by_folded[match] for match in difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.6))
-
-
 def parse(source: str | bytes | Mapping[str, Any] | None, *, max_nodes: int = MAX_NODES) -> Workflow:
     """Read a workflow and make its ends live. ``None`` and blank text give pass-through; ``source`` stays untouched.
 
@@ -189,10 +116,10 @@ def parse(source: str | bytes | Mapping[str, Any] | None, *, max_nodes: int = MA
         raise WorkflowError(
             [finding("not_json", "an input's value is nested too deeply", "make it flatter")]
         ) from None
-    findings = [*check_links(prompt), *_check_ends(prompt)]
+    findings = [*check_links(prompt), *check_ends(prompt)]
     if any(item.severity is Severity.ERROR for item in findings):
         raise WorkflowError(findings)
-    return Workflow(_make_live(prompt), tuple(findings))
+    return Workflow(make_live(prompt), tuple(findings))
 
 
 def _decode(text: str | bytes) -> Any:
@@ -285,7 +212,7 @@ def check_links(prompt: Prompt) -> list[Finding]:
                 findings.append(finding("bad_link", message, remedy, prompt=prompt, node_id=node_id, input=name))
             elif value[0] not in prompt:
                 near = did_you_mean(value[0], prompt)
-                remedy = f"did you mean {_or(near)}?" if near else "add the node or link to another"
+                remedy = f"did you mean {any_of(near)}?" if near else "add the node or link to another"
                 message = f"links to node {value[0]!r}, which does not exist"
                 findings.append(finding("unknown_link", message, remedy, prompt=prompt, node_id=node_id, input=name))
     cycle = find_cycle(prompt)
@@ -306,63 +233,3 @@ def find_cycle(prompt: Prompt) -> list[str]:
     except graphlib.CycleError as exc:
         return list(exc.args[1])
     return []
-
-
-def _check_ends(prompt: Prompt) -> list[Finding]:
-    def of(*classes: str) -> list[str]:
-        return [node_id for node_id, node in prompt.items() if node["class_type"] in classes]
-
-    def about(
-        ids: Sequence[str], code: str, message: str, remedy: str, severity: Severity = Severity.ERROR
-    ) -> Finding:
-        listed = f" (nodes {', '.join(ids)})" if len(ids) > 1 else ""
-        return finding(
-            code, message + listed, remedy, prompt=prompt, node_id=ids[-1] if ids else "", severity=severity
-        )
-
-    primaries, inputs, files = of(PRIMARY_INPUT), of(*INPUT_CLASSES), of(FILE_IMAGE_INPUT)
-    outputs, pictures = of(*OUTPUT_CLASSES), of(LIVE_IMAGE_OUTPUT, *FILE_IMAGE_OUTPUTS)
-    findings: list[Finding] = []
-    if len(primaries) > MAX_PRIMARY_INPUTS:
-        findings.append(about(primaries, "too_many_primary_inputs", "too many primary inputs in prompt", "keep one"))
-    if not primaries and len(inputs) > MAX_INPUTS:
-        remedy = f"keep at most {MAX_INPUTS}, or make the live one a {PRIMARY_INPUT}"
-        findings.append(about(inputs, "too_many_inputs", "too many inputs in prompt", remedy))
-    elif not primaries and len(files) > 1 and len(files) == len(inputs):
-        remedy = f"make the live one a {PRIMARY_INPUT} or a {LIVE_IMAGE_INPUT}"
-        findings.append(
-            about(files, "ambiguous_input", "two LoadImage nodes and nothing that says which is live", remedy)
-        )
-    elif not primaries and len(files) == 1 and len(inputs) > 1 and of(LIVE_IMAGE_INPUT):
-        remedy = f"make the live one a {PRIMARY_INPUT} if this LoadImage should show its file"
-        message = "the only LoadImage becomes the live picture too"
-        findings.append(about(files, "file_becomes_live", message, remedy, Severity.WARNING))
-    if not primaries and not inputs:
-        findings.append(
-            about([], "missing_input", "missing input", f"add a {LIVE_IMAGE_INPUT} or {FILE_IMAGE_INPUT} node")
-        )
-    if not outputs:
-        findings.append(about([], "missing_output", "missing output", f"add a {LIVE_IMAGE_OUTPUT} or SaveImage node"))
-    if len(outputs) > MAX_OUTPUTS:
-        remedy = f"keep at most {MAX_OUTPUTS}"
-        findings.append(about(outputs, "too_many_outputs", "too many outputs in prompt", remedy))
-    elif len(pictures) > 1:
-        message = f"several picture outputs, viewers see node {pictures[0]}"
-        findings.append(about(pictures, "several_outputs", message, "keep one", Severity.WARNING))
-    return findings
-
-
-def _make_live(prompt: Prompt) -> Prompt:
-    """Ids, titles and links stay: overrides and remarks about a node still find it."""
-    files = [node_id for node_id, node in prompt.items() if node["class_type"] == FILE_IMAGE_INPUT]
-    primary = any(node["class_type"] == PRIMARY_INPUT for node in prompt.values())
-    for node_id, node in prompt.items():
-        if node["class_type"] == PRIMARY_INPUT or (not primary and files == [node_id]):
-            node["class_type"], node["inputs"] = LIVE_IMAGE_INPUT, {}
-        elif node["class_type"] in FILE_IMAGE_OUTPUTS:
-            node["class_type"] = LIVE_IMAGE_OUTPUT
-    return prompt
-
-
-def _or(names: Sequence[str]) -> str:
-    return " or ".join(repr(name) for name in names)

@@ -13,8 +13,9 @@ from engine.graph.runner import TickInput, TickOutput
 from tests.fakes import nodes as fakes
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def host() -> ComfyHost:
+    """On this thread, even if another test had it on its own meanwhile; boots with the first test that asks."""
     directory = read().comfyui_dir
     if directory is None:
         reason = "there is no ComfyUI: run `make comfyui` or set COMFYUI_DIR"
