@@ -23,6 +23,17 @@ POOLED: Final = 3
 MAX_PIXELS: Final = 7680 * 4320
 
 
+def _idle_references() -> int:
+    """What ``getrefcount`` says of an array that only a list holds: the list, the loop's name and, up to Python 3.13,
+    the argument of the call."""
+    for array in [np.empty(0)]:
+        count = sys.getrefcount(array)
+    return count
+
+
+IDLE_REFERENCES: Final = _idle_references()
+
+
 class NotAnImage(ValueError):
     """What the graph put out cannot be shown; the sentence says what it was."""
 
@@ -60,8 +71,7 @@ class Converter:
         hands, holds a reference to the array until the last one is gone."""
         self._pool = [array for array in self._pool if array.shape == shape]
         for array in self._pool:
-            # The pool's list, the loop's name, getrefcount's argument.
-            if sys.getrefcount(array) == 3:
+            if sys.getrefcount(array) == IDLE_REFERENCES:
                 return array
         fresh = np.empty(shape, np.float32)
         if len(self._pool) < POOLED:
