@@ -112,7 +112,7 @@ class Settings:
     )
     custom_nodes: bool = _option(_yes, "load the custom nodes of the ComfyUI", True)
     device: str = _option(_device, "auto, cpu, cuda or cuda:N", "auto")
-    torch_threads: int = _option(_whole(0, 1024), "CPU threads of torch; 0: one per core", 0)
+    torch_threads: int = _option(_whole(0, 1024), "CPU threads of torch; 0: one per core, less one", 0)
     pixel_backend: str = _option(
         _one_of("auto", "numpy", "c", "avx2", "avx512"), "kernel of the pixel conversion; auto: the fastest", "auto"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import json
 import logging
 import re
@@ -35,13 +34,13 @@ from .errors import (
 from .executor import Executor, release_heap
 from .graph.workflow import Finding, Prompt, Severity, Workflow, WorkflowError, parse
 from .loading import Loading, LoadState
+from .logs import current_session
+from .outbox import Outbox
+from .parameters import Parameters
 from .scheduler import Scheduler
-from .session import Outbox, Revision, Session
+from .session import Session
 
 logger = logging.getLogger(__name__)
-
-#: The session that the current task works for; the log writes it on every line.
-current_session: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("current_session", default="")
 
 #: How long an update waits for the first frame made with it, before it is answered without the frame's pts.
 EFFECT_TIMEOUT_S: Final = 1.0
@@ -72,14 +71,23 @@ class Engine:
         self._opening: set[str] = set()
         self._builds: set[asyncio.Future[Graph]] = set()
         self._stopping = False
+        #: Set when the engine has lost a part of itself and has to be restarted.
+        self.broken = asyncio.Event()
 
     # ---- life
 
     def start(self) -> None:
         """Begin to load ComfyUI and to schedule; returns at once."""
         self._executor.start()
-        self._tasks.append(asyncio.create_task(self._scheduler.run(), name="scheduler"))
+        scheduler = asyncio.create_task(self._scheduler.run(), name="scheduler")
+        scheduler.add_done_callback(self._scheduler_ended)
+        self._tasks.append(scheduler)
         self._tasks.append(asyncio.create_task(self._loading.run(self._executor), name="load ComfyUI"))
+
+    def _scheduler_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            logger.critical("the scheduler died; the engine cannot go on", exc_info=task.exception())
+            self.broken.set()
 
     def end_sessions(self) -> None:
         """Refuse further sessions and end those that run; their calls end with UNAVAILABLE."""
@@ -159,9 +167,8 @@ class Engine:
         session = Session(
             session_id,
             video,
-            Revision(1, prompt, graph),
+            Parameters(prompt, graph, self._discard),
             outbox,
-            self._discard,
             latency_budget_ms=request.latency_budget_ms,
             max_batch=request.max_batch,
         )
@@ -232,9 +239,9 @@ class Engine:
         """All or nothing; returns (version in force, pts of the first frame made with it or None)."""
         session = self.get(session_id)
         current_session.set(session_id)
-        async with session.updating:
+        async with session.parameters.updating:
             self._check_version(session, expected_version)
-            revision = session.revision
+            revision = session.parameters.current
             prompt, graph = revision.prompt, revision.graph
             if workflow_json.strip():
                 workflow = self._parse(workflow_json)
@@ -261,9 +268,9 @@ class Engine:
                 raise
             if dry_run or (prompt is revision.prompt and graph is revision.graph):
                 return revision.version, None
-            version = session.adopt(prompt, graph)
+            version = session.parameters.adopt(prompt, graph)
             logger.info("parameters version %d: %d overrides", version, sum(map(len, overrides.values())))
-        return version, await session.effective_pts(version, EFFECT_TIMEOUT_S)
+        return version, await session.parameters.effective_pts(version, EFFECT_TIMEOUT_S)
 
     async def describe(self, session_id: str) -> pb.SessionDescription:
         """The live parameters of a session."""
@@ -272,7 +279,7 @@ class Engine:
         if self._loading.state is LoadState.READY:
             definitions = await self._executor.submit(self._loading.ready().definitions)
             known = {definition.class_type: definition for definition in definitions}
-        revision = session.revision
+        revision = session.parameters.current
         return pb.SessionDescription(
             session_id=session_id,
             version=revision.version,
@@ -343,8 +350,10 @@ class Engine:
 
     @staticmethod
     def _check_version(session: Session, expected: int) -> None:
-        if expected and session.revision.version != expected:
-            raise VersionConflict(f"the parameters are at version {session.revision.version}, not {expected}")
+        if expected and session.parameters.current.version != expected:
+            raise VersionConflict(
+                f"the parameters are at version {session.parameters.current.version}, not {expected}"
+            )
 
 
 def _unserved(workflow: Workflow) -> list[Finding]:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final, TypeVar
 
 import grpc.aio
@@ -22,7 +22,8 @@ from . import wire
 from .core import Engine
 from .errors import EngineError, InvalidRequest, NotServed, Violation, status_of
 from .loading import LoadState
-from .session import Outbox, Session
+from .outbox import Outbox
+from .session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 #: the third says whether workflows other than pass-through run.
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Engine"].full_name
 COMFYUI: Final = "comfyui"
+
+#: Time for the statuses of calls that have ended to leave.
+LAST_WORDS_S: Final = 0.2
 
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
@@ -39,12 +43,13 @@ def _refusing(method: Method) -> Method:
 
     @functools.wraps(method)
     async def call(self: EngineService, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        try:
-            return await method(self, request, context)
-        except grpc.aio.AbortError:
-            raise
-        except Exception as exc:  # the client gets a status; what is unexpected is in the log
-            await context.abort_with_status(status_of(exc))
+        with self.counted():
+            try:
+                return await method(self, request, context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as exc:  # the client gets a status; what is unexpected is in the log
+                await context.abort_with_status(status_of(exc))
 
     return call  # type: ignore[return-value]
 
@@ -54,6 +59,26 @@ class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # ge
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """A call is under way inside."""
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if self._calls == 0:
+                self._idle.set()
+
+    async def idle(self, timeout_s: float) -> None:
+        """Until no call is under way, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
 
     @_refusing
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.ServerInfo:
@@ -186,28 +211,36 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        engine_pb2_grpc.add_EngineServicer_to_server(EngineService(self.engine), self._server)
+        self._service = EngineService(self.engine)
+        engine_pb2_grpc.add_EngineServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
-    async def start(self, address: str) -> int:
-        """Listen, then begin to load. Returns the port (of TCP). Raises RuntimeError when the address is taken."""
+    def bind(self, address: str) -> int:
+        """Take the address; returns the port (of TCP). Raises RuntimeError when it is taken."""
         port: int = self._server.add_insecure_port(address)
+        return port
+
+    async def start(self) -> None:
+        """Serve, then begin to load."""
         serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set("", serving)
         await self._health.set(SERVICE, not_serving)
         await self._health.set(COMFYUI, not_serving)
         await self._server.start()
         self.engine.start()
-        return port
 
     async def stop(self, grace_s: float) -> bool:
         """Say so, end the sessions, end the calls. False: a graph still runs on the executor thread."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
         await self._health.enter_graceful_shutdown()
         self.engine.end_sessions()
-        await self._server.stop(grace_s)
+        await self._service.idle(grace_s)
+        # Our calls are over; whoever still watches health would hold the server up for the whole grace.
+        await self._server.stop(LAST_WORDS_S)
         await asyncio.gather(*self._updates)
-        return await self.engine.stop(grace_s)
+        return await self.engine.stop(max(deadline - loop.time(), 0.0))
 
     def _on_settled(self, state: LoadState) -> None:
         update = asyncio.create_task(self._set_health(state), name="health")

@@ -1,4 +1,4 @@
-"""One session: its frames, credits, counters and parameters, and the responses that wait for its client.
+"""One session: its frames, credits and counters.
 
 Everything lives on the event loop; what runs on the executor thread gets a ``Run`` that is complete in itself. For
 every frame that arrives exactly one result leaves, and at every moment
@@ -7,22 +7,19 @@ every frame that arrives exactly one result leaves, and at every moment
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from proto import engine_pb2 as pb
 
-from .backend import FrameIn, Graph, GraphFailed, RunResult
-from .errors import EngineError, NoSuchSession, UpdateReverted
-from .graph.workflow import Prompt
+from .backend import FrameIn, GraphFailed, RunResult
+from .errors import EngineError, NoSuchSession
+from .outbox import Outbox
+from .parameters import Parameters, Revision
 from .wire import VideoFormat
-
-logger = logging.getLogger(__name__)
 
 #: Frames a client may have under way beyond one batch: one on its way here, one waiting, one in the graph, one on
 #: its way back. Fewer leave the graph idle between frames, more only wait and grow the latency.
@@ -31,62 +28,8 @@ PIPELINE_FRAMES: Final = 4
 #: Frames of one run at most; a larger wish is cut to this. 16 frames of 1080p are 400 MB as float32 RGB.
 MAX_BATCH: Final = 16
 
-#: Responses that may wait for a client that does not read, before its own messages are no longer read either.
-OUTBOX_LIMIT: Final = 64
-
 #: Runs over which ``graph_ms_mean`` is taken.
 MEAN_RUNS: Final = 64
-
-
-class Outbox:
-    """Responses on their way to the client, in order. One writer takes, the session puts."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[pb.ProcessResponse] = deque()
-        self._changed = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._closed = False
-
-    def put(self, response: pb.ProcessResponse) -> None:
-        """Never blocks; what comes after ``close`` is discarded."""
-        if self._closed:
-            return
-        self._waiting.append(response)
-        self._changed.set()
-        if len(self._waiting) >= OUTBOX_LIMIT:
-            self._room.clear()
-
-    def close(self) -> None:
-        """No more follows; the writer still takes what waits."""
-        self._closed = True
-        self._changed.set()
-        self._room.set()
-
-    async def take(self) -> pb.ProcessResponse | None:
-        """The next response; None at the end."""
-        while not self._waiting:
-            if self._closed:
-                return None
-            self._changed.clear()
-            await self._changed.wait()
-        response = self._waiting.popleft()
-        if len(self._waiting) < OUTBOX_LIMIT:
-            self._room.set()
-        return response
-
-    async def room(self) -> None:
-        """Wait until the client has read enough. Its frames then back up in HTTP/2's window, not in our memory."""
-        await self._room.wait()
-
-
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """The parameters of a session at one version: immutable, so that a frame's result can name what made it."""
-
-    version: int
-    prompt: Prompt
-    graph: Graph
 
 
 @dataclass(slots=True)
@@ -125,24 +68,15 @@ class Counters:
     dropped_other: int = 0
 
 
-@dataclass(slots=True)
-class _Effect:
-    """Somebody waits for the first frame of a version."""
-
-    version: int
-    pts: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-
 class Session:
-    """See the module. ``discard`` gets each graph that the session has no more use for, and closes it."""
+    """See the module."""
 
     def __init__(
         self,
         session_id: str,
         video: VideoFormat,
-        revision: Revision,
+        parameters: Parameters,
         outbox: Outbox,
-        discard: Callable[[Graph], None],
         *,
         latency_budget_ms: int = 0,
         max_batch: int = 1,
@@ -150,14 +84,12 @@ class Session:
     ) -> None:
         self.session_id = session_id
         self.video = video
-        self.revision = revision
+        self.parameters = parameters
         self.outbox = outbox
         self.counters = Counters()
         self.last_fault: pb.Fault | None = None
         self.opened_at_ms = int(time.time() * 1000)
-        self.updating = asyncio.Lock()
         self.end_error: EngineError | None = None
-        self._discard = discard
         self._budget_ms = latency_budget_ms
         self._max_batch = min(max(max_batch, 1), MAX_BATCH)
         self._clock = clock
@@ -169,10 +101,6 @@ class Session:
         self._ended = False
         self._closed = False
         self._graph_ms: deque[float] = deque(maxlen=MEAN_RUNS)
-        # What held before the last update, until a frame has been made with the update.
-        self._fallback: Revision | None = None
-        self._proven = True  # by the warm-up
-        self._effects: list[_Effect] = []
 
     # ---- what the client sends
 
@@ -228,7 +156,7 @@ class Session:
 
     @property
     def inline(self) -> bool:
-        return self.revision.graph.inline
+        return self.parameters.current.graph.inline
 
     def has_waiting(self) -> bool:
         return bool(self._waiting)
@@ -254,7 +182,7 @@ class Session:
             frames.append(waiting.frame)
             waiting_us.append(waited_us)
         if frames:
-            self._running = Run(self.revision, frames, waiting_us)
+            self._running = Run(self.parameters.current, frames, waiting_us)
         if late:
             self._credits += len(late)
             self._answer(late, len(late))
@@ -284,9 +212,7 @@ class Session:
             message.convert_us = result.convert_us
             message.waiting_us = run.waiting_us[index]
             results.append(message)
-        if run.revision is self.revision:
-            self._prove()
-        self._took_effect(run)
+        self.parameters.succeeded(run.revision, run.frames[0].pts)
         if result.texts:
             items = [pb.TextItem(pts=run.frames[0].pts, node_id=node, text=text) for node, text in result.texts]
             self.outbox.put(pb.ProcessResponse(text=pb.TextBatch(items=items)))
@@ -310,71 +236,13 @@ class Session:
             for frame, waited in zip(run.frames, run.waiting_us, strict=True)
         ]
         self.outbox.put(pb.ProcessResponse(fault=fault))
-        if run.revision is self.revision:
-            if self._fallback is not None:
-                self._revert(fault)
-            else:
-                self._proven = False  # nothing may fall back to parameters that fail themselves
+        reverted = self.parameters.failed(run.revision, error)
+        if reverted is not None:
+            fault = self._fault("update_reverted", reverted, error.node_id, error.class_type, error.exception)
+            self.outbox.put(pb.ProcessResponse(fault=fault))
         self._credits += len(results)
         self._answer(results, len(results))
         self._end_if_drained()
-
-    # ---- parameters
-
-    def adopt(self, prompt: Prompt, graph: Graph) -> int:
-        """Parameters for every frame that is not running yet; returns their version. They were checked before."""
-        if self._proven:
-            self._fallback, self._proven = self.revision, False
-        elif self.revision.graph is not graph and (
-            self._fallback is None or self.revision.graph is not self._fallback.graph
-        ):
-            self._discard(self.revision.graph)  # it never made a picture, so nothing falls back to it
-        self.revision = Revision(self.revision.version + 1, prompt, graph)
-        return self.revision.version
-
-    async def effective_pts(self, version: int, timeout_s: float) -> int | None:
-        """pts of the first frame made with ``version``; None when none came in time.
-
-        Raises UpdateReverted when that frame failed and the parameters before it hold again.
-        """
-        effect = _Effect(version)
-        self._effects.append(effect)
-        try:
-            return await asyncio.wait_for(effect.pts, timeout_s)
-        except TimeoutError:
-            return None
-        finally:
-            if effect in self._effects:
-                self._effects.remove(effect)
-
-    def _took_effect(self, run: Run) -> None:
-        for effect in self._effects:
-            if effect.version <= run.revision.version and not effect.pts.done():
-                effect.pts.set_result(run.frames[0].pts)
-
-    def _prove(self) -> None:
-        self._proven = True
-        fallback, self._fallback = self._fallback, None
-        if fallback is not None and fallback.graph is not self.revision.graph:
-            self._discard(fallback.graph)
-
-    def _revert(self, fault: pb.Fault) -> None:
-        assert self._fallback is not None
-        bad, good = self.revision, self._fallback
-        text = f"version {bad.version} failed on its first frames ({fault.message}); the last good parameters hold"
-        # A number of its own: versions only grow, or a client could not tell the two apart.
-        self.revision = Revision(bad.version + 1, good.prompt, good.graph)
-        self._fallback, self._proven = None, True
-        if bad.graph is not good.graph:
-            self._discard(bad.graph)
-        logger.warning("version %d of the parameters was reverted: %s", bad.version, fault.message)
-        reverted = self._fault(
-            "update_reverted", text, fault.node_id, fault.class_type, fault.exception, self.revision.version
-        )
-        self.outbox.put(pb.ProcessResponse(fault=reverted))
-        for effect in self._effects:
-            if not effect.pts.done():
-                effect.pts.set_exception(UpdateReverted(text))
 
     # ---- the end
 
@@ -391,13 +259,7 @@ class Session:
         self._running = None
         self._answer([self._dropped(frame.frame_id, frame.pts, pb.Dropped.REASON_CLOSED) for frame in left], 0)
         self.outbox.close()
-        for effect in self._effects:
-            if not effect.pts.done():
-                effect.pts.set_exception(NoSuchSession(f"session {self.session_id!r} ended"))
-        self._discard(self.revision.graph)
-        if self._fallback is not None and self._fallback.graph is not self.revision.graph:
-            self._discard(self._fallback.graph)
-        self._fallback = None
+        self.parameters.close(NoSuchSession(f"session {self.session_id!r} ended"))
 
     @property
     def closed(self) -> bool:
@@ -413,7 +275,7 @@ class Session:
         counters = self.counters
         return pb.SessionState(
             session_id=self.session_id,
-            version=self.revision.version,
+            version=self.parameters.current.version,
             opened_at_ms=self.opened_at_ms,
             frames_received=counters.received,
             frames_processed=counters.processed,
@@ -451,6 +313,6 @@ class Session:
             node_id=node_id,
             class_type=class_type,
             exception=exception,
-            version=self.revision.version if version is None else version,
+            version=self.parameters.current.version if version is None else version,
         )
         return self.last_fault

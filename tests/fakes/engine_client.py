@@ -37,7 +37,8 @@ def settings_for(directory: Path, **changes: Any) -> Settings:
 async def running_engine(settings: Settings, backend: Backend | None = None) -> AsyncIterator[Server]:
     """A real server in this process."""
     server = Server(lambda on_settled: Engine(settings, backend, on_settled), settings.max_message_bytes)
-    await server.start(settings.address)
+    server.bind(settings.address)
+    await server.start()
     try:
         yield server
     finally:

@@ -1,0 +1,54 @@
+"""Responses of a session on their way to its client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from proto import engine_pb2 as pb
+
+#: Responses that may wait for a client that does not read, before its own messages are no longer read either.
+OUTBOX_LIMIT: Final = 64
+
+
+class Outbox:
+    """Responses on their way to the client, in order. One writer takes, the session puts."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[pb.ProcessResponse] = deque()
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._closed = False
+
+    def put(self, response: pb.ProcessResponse) -> None:
+        """Never blocks; what comes after ``close`` is discarded."""
+        if self._closed:
+            return
+        self._waiting.append(response)
+        self._changed.set()
+        if len(self._waiting) >= OUTBOX_LIMIT:
+            self._room.clear()
+
+    def close(self) -> None:
+        """No more follows; the writer still takes what waits."""
+        self._closed = True
+        self._changed.set()
+        self._room.set()
+
+    async def take(self) -> pb.ProcessResponse | None:
+        """The next response; None at the end."""
+        while not self._waiting:
+            if self._closed:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        response = self._waiting.popleft()
+        if len(self._waiting) < OUTBOX_LIMIT:
+            self._room.set()
+        return response
+
+    async def room(self) -> None:
+        """Wait until the client has read enough. Its frames then back up in HTTP/2's window, not in our memory."""
+        await self._room.wait()
