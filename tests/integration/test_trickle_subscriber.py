@@ -204,11 +204,13 @@ async def test_closed_channel_is_noticed_even_if_the_get_was_forgotten(
 async def test_reset_in_the_middle_loses_nothing(
     broker: Broker, publisher: Publisher, subscriber: Subscriber
 ) -> None:
-    fault = broker.faults.reset("GET", "ch", 0, after_bytes=5)
+    fault = broker.faults.reset("GET", "ch", 0, after_bytes=6)
     outgoing = await publisher.open_segment()
-    await outgoing.write(b"0123456789")
+    await outgoing.write(b"01234")
     segment = await anext(subscriber)
-    received = b""
+    received = await anext(segment)
+    assert received == b"01234"
+    await outgoing.write(b"56789")
     async for data in segment:
         received += data
         if len(received) == 10:
