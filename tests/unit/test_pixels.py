@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -488,3 +491,44 @@ def test_backend_and_matrix_that_do_not_exist_are_refused(backend: str) -> None:
 def test_compiled_backends_exist_where_the_extension_is_built() -> None:
     """Without this a build that lost its kernels would pass everything by skipping."""
     assert cext.backends()[:2] == ("numpy", "c")
+
+
+def test_without_the_extension_numpy_takes_over() -> None:
+    script = (
+        "import sys; sys.modules['cext._pixels'] = None\n"
+        "import cext, numpy\n"
+        "assert cext.backends() == ('numpy',) and cext.BACKEND == 'numpy'\n"
+        "image = numpy.ones((2, 2, 3), numpy.float32)\n"
+        "planes = cext.planes_from_buffer(bytearray(6), 2, 2)\n"
+        "cext.image_to_i420(image, planes)\n"
+        "assert bytes(planes.y.ravel()) == bytes([235]) * 4\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_other_threads_run_during_a_conversion(backend: str) -> None:
+    """With a switch interval of minutes the other thread only gets the GIL where a conversion gives it up."""
+    if backend == "numpy":
+        pytest.skip("NumPy decides for itself")
+    planes, images, kernels = _planes(640, 360), np.zeros((1, 360, 640, 3), np.float32), cext._pixels
+    stop = threading.Event()
+    conversions = 0
+
+    def convert() -> None:
+        nonlocal conversions
+        while not stop.is_set() and conversions < 5000:
+            # Not through the door: NumPy's overlap check there gives the GIL up too.
+            kernels.from_images(images, [planes.arrays], Colour())
+            kernels.to_images([planes.arrays], images, Colour())
+            conversions += 1
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(600)
+    try:
+        thread = threading.Thread(target=convert, name="convert")
+        thread.start()
+        stop.set()
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert conversions < 5000
