@@ -58,8 +58,7 @@ class OpusEncoder:
         expected = self._expected()
         step = Fraction(0) if expected is None else pts - expected
         if expected is not None and step >= _BLOCK_TICKS:
-            packets += self._end_run()
-            self._floor = round(expected)
+            packets += self._end_run()  # silence fills its last packet, which ends before this block begins
             expected = None
         elif step >= MAX_STAMP_NOISE:
             samples = bytes(_samples(step) * _SAMPLE_BYTES) + samples  # a gap shorter than a packet is silence

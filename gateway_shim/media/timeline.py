@@ -57,8 +57,6 @@ class Timeline:
             return self._decide(lane, lane.held, unit, stamp)
         if _follows(lane.last, stamp):
             return [self._placed(lane, unit, stamp)]
-        if self._joins(lane, stamp):
-            return [self._placed(lane, unit, stamp)]
         lane.held = unit
         return []
 

@@ -238,6 +238,14 @@ def test_gap_in_sound_is_kept() -> None:
     assert steps(block.pts for block in blocks) == {1920, 21 * 1920}
 
 
+def test_sound_without_a_stamp_after_a_loss_goes_on_where_it_was() -> None:
+    units = audio(units_of(clip(60, audio="opus")))
+    units[20:] = [
+        replace(unit, pts=None, dts=None, discontinuity=index == 0) for index, unit in enumerate(units[20:])
+    ]
+    assert steps(block.pts for block in sounds(decoded(units))) == {1800}
+
+
 def test_noise_in_stamps_is_evened_out() -> None:
     units = audio(units_of(clip(60, audio="opus")))
     noisy = [

@@ -93,6 +93,18 @@ def test_each_segment_begins_with_tables_and_idr() -> None:
         assert numbers(decoded(units)) == list(range(index * 60, min(index * 60 + 60, 150)))
 
 
+def test_pictures_are_marked_for_other_readers() -> None:
+    segments = segments_of(clip(70, sound=False))
+    for segment in segments:
+        assert segment[376 + 3] & 0x20
+        assert segment[376 + 5] == 0x50  # random access, program clock
+        clock = int.from_bytes(segment[376 + 6 : 376 + 12]) >> 15
+        [first, *rest] = units_of(segment)
+        assert first.pts is not None
+        assert clock == max(first.pts - 9000, 0)
+        assert all(unit.data.startswith(b"\x00\x00\x00\x01\x09") for unit in [first, *rest])  # access unit delimiter
+
+
 def test_tables_repeat_within_a_segment() -> None:
     segment = segments_of(clip())[0]
     at_packet = [
@@ -253,8 +265,8 @@ def test_gap_in_sound_is_kept_exactly() -> None:
 
 
 def test_short_gap_in_sound_is_silence() -> None:
-    stamps, _ = sent([(0, 960), (1800 + 1200, 960), (4800, 960)])
-    assert stamps == [0, 1800, 3600]
+    stamps, _ = sent([(0, 960), (1800 + 1200, 960), (4800, 960), (6600, 480)])
+    assert stamps == [0, 1800, 3600, 5400]  # 3360 samples and 640 of silence
 
 
 def test_overlapping_sound_is_cut() -> None:

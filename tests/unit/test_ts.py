@@ -128,6 +128,11 @@ def test_declared_length_ends_a_unit_that_fills_its_packet() -> None:
     data = IDR + bytes(184 - 14 - len(IDR))
     [unit] = reader.feed(packet(VIDEO, 0, pes(7, data, declared=True), starts=True))
     assert (unit.pts, unit.dts, unit.data, unit.keyframe) == (7, 7, data, True)
+    longer = data + bytes(2 * 184)
+    assert reader.feed(packet(VIDEO, 1, pes(8, longer, declared=True)[:184], starts=True)) == []
+    assert reader.feed(packet(VIDEO, 2, bytes(184))) == []
+    [unit] = reader.feed(packet(VIDEO, 3, bytes(184)))
+    assert unit.data == longer
 
 
 def test_unit_that_fills_its_packet_waits_for_the_next_or_for_the_end() -> None:
@@ -268,6 +273,16 @@ def test_packets_are_found_again_after_lost_and_inserted_bytes() -> None:
     assert all(unit.data in whole for unit in units)  # nothing damaged gets through
 
 
+def test_bytes_inserted_within_a_packet_spoil_its_unit() -> None:
+    """The counters of the packets around go on as if nothing had been."""
+    writer = TsWriter(audio=False)
+    units = [writer.video(3000 * index, IDR + bytes([index]) * 2000, keyframe=True) for index in range(4)]
+    spoilt = units[1][:400] + b"inserted" + units[1][400:]
+    reader = started()
+    given = units_of(units[0] + spoilt + units[2] + units[3], reader)
+    assert [(unit.pts, unit.discontinuity) for unit in given] == [(0, False), (6000, True), (9000, False)]
+
+
 def test_loss_of_sync_just_before_the_end() -> None:
     reader = started()
     assert reader.feed(b"\x00" * 30 + packet(VIDEO, 0, pes(7, IDR), starts=True)) == []
@@ -355,6 +370,7 @@ def test_a_jump_is_no_wrap() -> None:
     assert clock.unwrap(3000) == 3000
     assert clock.unwrap(WRAP // 2 + 5) == WRAP // 2 + 5  # damaged
     assert clock.unwrap(6000) == 6000
+    assert clock.unwrap(WRAP - 90_000 * 3600) == WRAP - 90_000 * 3600
 
 
 def test_wrap_after_a_pause() -> None:
