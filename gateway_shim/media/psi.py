@@ -155,9 +155,10 @@ def _track(pid: int, stream_type: int, descriptors: bytes) -> Track | None:
     for tag, body in _descriptors(descriptors):
         if tag == DESCRIPTOR_REGISTRATION and body[:4] == b"Opus":
             is_opus = True
-        elif tag == DESCRIPTOR_EXTENSION and len(body) >= 2 and body[0] == EXTENSION_OPUS and 1 <= body[1] <= 8:
-            channels = body[1]  # 0 is two independent channels in one stereo stream, above 8 are surround mappings
-    return Track(pid, "opus", "audio", channels) if is_opus else None
+        elif tag == DESCRIPTOR_EXTENSION and len(body) >= 2 and body[0] == EXTENSION_OPUS:
+            channels = body[1] or 2  # 0 is two independent channels in one stereo stream
+    # Surround is several Opus streams in one; a decoder would need their mapping, and no gateway sends it.
+    return Track(pid, "opus", "audio", channels) if is_opus and channels <= 2 else None
 
 
 def _descriptors(data: bytes) -> Iterator[tuple[int, bytes]]:

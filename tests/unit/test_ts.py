@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gateway_shim.media.clock import Clock
 from gateway_shim.media.elementary import Adts, Opus, has_idr, opus_samples
 from gateway_shim.media.mux import TsWriter
+from gateway_shim.media.psi import program_tracks
 from gateway_shim.media.ts import AccessUnit, Track, TsReader
 from tests.fakes.media_clips import audio, clip, steps, units_of, video
 
@@ -240,6 +241,17 @@ def test_tables_that_change_change_the_tracks() -> None:
     assert reader.tracks[1] == Track(0x101, "opus", "audio", 1)
     assert {unit.track for unit in audio(units)} == {reader.tracks[1]}
     assert not any(unit.discontinuity for unit in units)
+
+
+def test_opus_in_surround_is_no_track() -> None:
+    def entry(channels: int) -> bytes:
+        return bytes([0x06, 0xE1, 0x01, 0xF0, 10, 5, 4]) + b"Opus" + bytes([0x7F, 2, 0x80, channels])
+
+    head = bytes(7) + b"\xf0\x00"
+    assert program_tracks(head + entry(1)) == (Track(0x101, "opus", "audio", 1),)
+    assert program_tracks(head + entry(0)) == (Track(0x101, "opus", "audio", 2),)
+    assert program_tracks(head + entry(6)) == ()
+    assert program_tracks(head + entry(1)[:3]) == ()
 
 
 def test_only_the_first_track_of_a_kind_is_read() -> None:
