@@ -1,0 +1,157 @@
+"""The books of a session: every frame has one result, and the counters add up at every read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine.backend import FrameIn, GraphFailed, PictureOut, RunResult
+from engine.graph.workflow import Prompt
+from engine.outbox import Outbox
+from engine.parameters import Parameters
+from engine.session import PIPELINE_FRAMES, Run, Session
+from engine.wire import VideoFormat
+from proto import engine_pb2 as pb
+
+VIDEO = VideoFormat(4, 2)
+PLANES = bytes(VIDEO.frame_bytes)
+BUDGET_MS = 100
+
+
+class FakeGraph:
+    runner = "fake"
+    runner_reason = ""
+    inline = False
+
+    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
+        raise AssertionError("the test makes the results")
+
+    def close(self) -> None:
+        pass
+
+
+class Books(RuleBasedStateMachine):
+    """What a client and a scheduler can do, in any order."""
+
+    @initialize(max_batch=st.integers(0, 3))
+    def open(self, max_batch: int) -> None:
+        self.now = 0.0
+        self.outbox = Outbox()
+        self.discarded: list[Any] = []
+        self.graph = FakeGraph()
+        self.session = Session(
+            "s",
+            VIDEO,
+            Parameters({}, self.graph, self.discarded.append),
+            self.outbox,
+            latency_budget_ms=BUDGET_MS,
+            max_batch=max_batch,
+            clock=lambda: self.now,
+        )
+        self.window = PIPELINE_FRAMES + max(max_batch, 1)
+        self.session.opened(pb.SessionOpened(session_id="s"))
+        self.sent: list[int] = []
+        self.results: dict[int, pb.FrameResult] = {}
+        self.uncredited = 0
+        self.spent = 0
+        self.granted = 0
+        self.run: Run | None = None
+        self.ended = False
+
+    @precondition(lambda self: not self.ended)
+    @rule(count=st.integers(1, 12), short=st.booleans(), age_ms=st.integers(0, 150))
+    def send(self, count: int, short: bool, age_ms: int) -> None:
+        frames = []
+        for _ in range(count):
+            self.sent.append(len(self.sent))
+            planes = PLANES[:-1] if short else PLANES
+            frames.append(pb.Frame(frame_id=self.sent[-1], pts=self.sent[-1], planes=planes, age_ms=age_ms))
+        self.session.accept(frames)
+
+    @rule(milliseconds=st.integers(1, 120))
+    def wait(self, milliseconds: int) -> None:
+        self.now += milliseconds / 1000
+
+    @precondition(lambda self: self.run is None)
+    @rule()
+    def take(self) -> None:
+        self.run = self.session.take()
+
+    @precondition(lambda self: self.run is not None)
+    @rule(pictures=st.integers(0, 3), failed=st.booleans())
+    def settle(self, pictures: int, failed: bool) -> None:
+        assert self.run is not None
+        run, self.run = self.run, None
+        if failed:
+            self.session.fail(run, GraphFailed("no"))
+        else:
+            self.session.finish(run, RunResult([PictureOut(PLANES, 4, 2)] * pictures))
+
+    @rule()
+    def end_input(self) -> None:
+        self.ended = True
+        self.session.end_input()
+
+    @rule()
+    def close(self) -> None:
+        self.ended = True
+        self.session.close()
+        assert self.discarded == [self.graph]
+        assert self.session.in_flight == 0
+
+    @invariant()
+    def adds_up(self) -> None:
+        if not hasattr(self, "session"):
+            return
+        for response in list(self.outbox._waiting):
+            self.granted += response.credits
+            for result in response.results.results:
+                assert result.frame_id not in self.results, "two results of one frame"
+                assert result.pts == result.frame_id
+                assert result.WhichOneof("outcome") is not None
+                self.results[result.frame_id] = result
+        self.outbox._waiting.clear()
+        state = self.session.state()
+        dropped = state.frames_dropped_late + state.frames_dropped_other
+        answered = state.frames_processed + state.frames_failed + dropped
+        assert state.frames_received == answered + state.frames_in_flight == len(self.sent)
+        assert answered == len(self.results)
+        in_flight = len(self.session._waiting) + (len(self.run.frames) if self.run and not self.session.closed else 0)
+        assert state.frames_in_flight == in_flight
+        outcomes = [result.WhichOneof("outcome") for result in self.results.values()]
+        assert outcomes.count("picture") == state.frames_processed
+        assert outcomes.count("failed") == state.frames_failed
+        reasons = [result.dropped.reason for result in self.results.values() if result.HasField("dropped")]
+        assert reasons.count(pb.Dropped.REASON_LATE) == state.frames_dropped_late
+        if not self.session.closed:
+            without = reasons.count(pb.Dropped.REASON_NO_CREDIT)
+            assert self.granted - (len(self.sent) - without) == self.session._credits
+            assert self.session._credits + state.frames_in_flight == self.window, "a credit was lost or made up"
+
+
+class TestBooks(Books.TestCase):  # type: ignore[misc, valid-type, name-defined]
+    settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+
+
+def test_budget_counts_age_and_waiting() -> None:
+    now = 10.0
+    session = Session(
+        "s",
+        VIDEO,
+        Parameters.__new__(Parameters),
+        Outbox(),
+        latency_budget_ms=BUDGET_MS,
+        clock=lambda: now,
+    )
+    session.parameters.current = object()  # type: ignore[assignment]
+    session.opened(pb.SessionOpened())
+    session.accept([pb.Frame(frame_id=1, planes=PLANES, age_ms=60), pb.Frame(frame_id=2, planes=PLANES, age_ms=59)])
+    now += 0.041
+    run = session.take()
+    assert run is not None
+    assert [frame.frame_id for frame in run.frames] == [2]
+    assert session.counters.dropped_late == 1
