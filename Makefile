@@ -62,7 +62,7 @@ demo: $(VENV)/.installed .comfyui/.installed .demo/.installed
 	$(BIN)/headrace demo $(DEMO)
 
 test: $(VENV)/.installed .comfyui/.installed .demo/.installed lint
-	$(BIN)/python -m pytest $(TESTS)
+	HEADRACE_REQUIRE_COMFYUI=1 $(BIN)/python -m pytest $(TESTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
