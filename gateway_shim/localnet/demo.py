@@ -39,7 +39,7 @@ _READY_S = 600.0
 #: After the last input frame: for what is still under way to come out.
 _SETTLE_S = 5.0
 _POLL_S = 0.25
-#: The demo's graph takes 10 ms a frame at 640x360 on two cores, and four times that at 720p.
+#: The demo's graph takes 14 ms a frame at 640x360 on two cores that also decode and encode; at 720p it falls behind.
 _CPU_WIDTH = 640
 
 
@@ -191,9 +191,7 @@ async def _play(
         try:
             stream = await orchestrator.start_stream(params=params)
         except WorkerRefused as exc:
-            body = exc.answer.body
-            message = body.get("message", body) if isinstance(body, dict) else body
-            raise DemoFailed(f"the worker refuses the stream: {message}", _engine_log(programs)) from exc
+            raise DemoFailed(f"the worker refuses the stream: {_words(exc.answer.body)}") from exc
         try:
             return await _stream(options, clip, workflow, stream, programs, http, worker_url, work_dir, progress)
         finally:
@@ -255,6 +253,8 @@ async def _stream(
                 await programs.check()
                 if stream.ended.is_set() or watching.done():
                     raise DemoFailed("the worker ended the stream too early", _shim_log(programs))
+                if changing is not None and changing.done():
+                    changing.result()  # a refusal ends the demo here and not after its last second
                 if changing is None and workflow.update and published.media_s >= options.seconds / 2:
                     change = _change(http, worker_url, workflow.update, published, viewer)
                     changing = tasks.enter_context(_task(change, "update"))
@@ -296,8 +296,7 @@ async def _change(
         accepted_ms = (time.monotonic() - sent_at) * 1000
         result = await answer.json(content_type=None)
         if answer.status != 200:
-            errors = "; ".join(f"{e['path']}: {e['message']}" for e in result.get("errors", []))
-            raise DemoFailed(f"the update is refused: {errors or result.get('message', answer.status)}")
+            raise DemoFailed(f"the update is refused: {_words(result)}")
     pts = result.get("effective_pts")
     visible_ms = None
     deadline = sent_at + _SETTLE_S
@@ -306,6 +305,15 @@ async def _change(
         visible_ms = None if arrived is None else (arrived - sent_at) * 1000
         await asyncio.sleep(0.02)
     return report.Change(body, sent_s, accepted_ms, visible_ms, int(result.get("version", 0)), pts)
+
+
+def _words(body: Any) -> str:
+    """What a refusal says, each field that is wrong included."""
+    if not isinstance(body, dict):
+        return str(body)
+    message = str(body.get("message", body))
+    errors = [f"{error.get('path', '')}: {error.get('message', '')}".strip(": ") for error in body.get("errors", [])]
+    return "; ".join([message, *(error for error in errors if error not in message)])
 
 
 def _line(options: Options, published: Published, arrivals: probe.Arrivals, worker: Mapping[str, Any]) -> str:
@@ -321,8 +329,10 @@ def _line(options: Options, published: Published, arrivals: probe.Arrivals, work
 async def _frames(http: aiohttp.ClientSession, worker_url: str, stream: LiveStream) -> dict[str, Any]:
     """The stream's own account of its frames; empty when the worker has none."""
     status = await _ask(http, worker_url, "/stream/status")
-    frames = status.get("streams", {}).get(stream.id, {}).get("frames")
-    return frames if isinstance(frames, dict) else {}
+    event = status.get("streams", {}).get(stream.id, {})
+    if not isinstance(event.get("frames"), dict):
+        return {}
+    return event["frames"] | {"graph_ms": event.get("inference_status", {}).get("graph_ms")}
 
 
 async def _ask(http: aiohttp.ClientSession, worker_url: str, path: str) -> dict[str, Any]:
@@ -407,4 +417,4 @@ def _compare(sent: Path, received: Path) -> tuple[float | None, str, int | None]
         return None, "the clip has no sound", None
     if after is None:
         return None, "no sound came out", None
-    return measure.lag_ms(before, after), "input and output sound correlated; pictures keep their pts", None
+    return measure.lag_ms(before, after), "input and output sound correlated", None

@@ -103,8 +103,10 @@ class Report:
         ]
         if self.worker:
             settled = ("processed", "passed_through", "failed", "dropped", "repeated")
-            counts = ", ".join(f"{self.worker.get(name, 0)} {name.replace('_', ' ')}" for name in settled)
-            lines.insert(3, f"  worker    {counts}")
+            counts = [f"{count} {name.replace('_', ' ')}" for name in settled if (count := self.worker.get(name))]
+            graph_ms = self.worker.get("graph_ms")
+            each = f"; the graph took {graph_ms:.0f} ms a frame" if graph_ms else ""
+            lines.insert(3, f"  worker    {', '.join(counts) or 'nothing'}{each}")
         if self.change is not None:
             change = self.change
             seen = "never visible" if change.visible_ms is None else f"visible after {_ms(change.visible_ms)}"
