@@ -8,14 +8,15 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
 
 from . import wire
-from .backend import HOW_TO_GET_COMFYUI, Backend, Graph, GraphFailed, PassThrough, Stage
+from .backend import Backend, Overrides
+from .builder import Builder
 from .config import Settings
 from .errors import (
     EngineError,
@@ -28,11 +29,10 @@ from .errors import (
     VersionConflict,
     Violation,
     WireMismatch,
-    WorkflowRefused,
-    refuse,
 )
-from .executor import Executor, release_heap
-from .graph.workflow import Finding, Prompt, Severity, Workflow, WorkflowError, parse
+from .executor import Executor
+from .graph.schema import NodeDefinition
+from .graph.workflow import Finding
 from .loading import Loading, LoadState
 from .logs import current_session
 from .outbox import Outbox
@@ -66,10 +66,12 @@ class Engine:
         self.sessions: dict[str, Session] = {}
         self._loading = Loading(backend, settings.comfyui_dir, on_settled)
         self._executor = Executor()
+        self._builder = Builder(
+            self._executor, self._loading, settings.max_workflow_nodes, lambda: bool(self.sessions)
+        )
         self._scheduler = Scheduler(self._executor.submit)
         self._tasks: list[asyncio.Task[None]] = []
         self._opening: set[str] = set()
-        self._builds: set[asyncio.Future[Graph]] = set()
         self._stopping = False
         #: Set when the engine has lost a part of itself and has to be restarted.
         self.broken = asyncio.Event()
@@ -103,8 +105,7 @@ class Engine:
             self._loading.ready().interrupt()
         for task in self._tasks:
             task.cancel()
-        for build in self._builds:
-            build.cancel()
+        self._builder.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         return await self._executor.stop(deadline_s)
 
@@ -116,7 +117,7 @@ class Engine:
             started_at_ms=self.started_at_ms, device=self._loading.device(), comfyui=self._loading.message()
         )
 
-    async def definitions(self, prefix: str) -> Sequence[Any]:
+    async def definitions(self, prefix: str) -> Sequence[NodeDefinition]:
         """Of the loaded ComfyUI's nodes, by class."""
         backend = self._loading.ready()
         known = await self._executor.submit(backend.definitions)
@@ -124,16 +125,7 @@ class Engine:
 
     async def check(self, workflow_json: str) -> list[Finding]:
         """Everything that is wrong with a workflow. Raises NotReady while ComfyUI loads."""
-        try:
-            workflow = parse(workflow_json, max_nodes=self.settings.max_workflow_nodes)
-        except WorkflowError as exc:
-            return list(exc.findings)
-        findings = [*workflow.warnings, *_unserved(workflow)]
-        if workflow.is_pass_through:
-            return findings
-        if self._loading.problem:
-            return [*findings, Finding(Severity.ERROR, "no_comfyui", self._loading.problem, HOW_TO_GET_COMFYUI)]
-        return [*findings, *await self._executor.submit(self._loading.ready().check, workflow)]
+        return await self._builder.findings(workflow_json)
 
     # ---- sessions
 
@@ -157,17 +149,17 @@ class Engine:
             raise InvalidRequest(text, [Violation("video", text, "missing")])
         video = wire.video_format(request.video, self.settings.max_width, self.settings.max_height)
         overrides = wire.overrides(request.overrides)
-        workflow = self._parse(request.workflow_json)
+        workflow = self._builder.parse(request.workflow_json)
         if not workflow.is_pass_through or overrides:
-            await self._loading.wait(lambda stage: _report(outbox, stage))
+            await self._loading.wait(outbox.progress)
         prompt = workflow.prompt
         if overrides:
-            prompt = await self._override(prompt, overrides)
-        graph = await self._graph(prompt, video, outbox)
+            prompt = await self._builder.override(prompt, overrides)
+        graph = await self._builder.build(prompt, video, outbox.progress)
         session = Session(
             session_id,
             video,
-            Parameters(prompt, graph, self._discard),
+            Parameters(prompt, graph, self._builder.discard),
             outbox,
             latency_budget_ms=request.latency_budget_ms,
             max_batch=request.max_batch,
@@ -231,7 +223,7 @@ class Engine:
         self,
         session_id: str,
         workflow_json: str,
-        overrides: Mapping[str, Mapping[str, Any]],
+        overrides: Overrides,
         *,
         dry_run: bool = False,
         expected_version: int = 0,
@@ -244,27 +236,23 @@ class Engine:
             revision = session.parameters.current
             prompt, graph = revision.prompt, revision.graph
             if workflow_json.strip():
-                workflow = self._parse(workflow_json)
-                prompt = workflow.prompt
+                prompt = self._builder.parse(workflow_json).prompt
                 if overrides:
-                    prompt = await self._override(prompt, overrides)
+                    prompt = await self._builder.override(prompt, overrides)
                 if dry_run:
-                    if not workflow.is_pass_through:
-                        refuse(await self._executor.submit(self._loading.ready().check, workflow))
+                    await self._builder.check(prompt)
                 else:
-                    graph = await self._graph(prompt, session.video, session.outbox)
+                    graph = await self._builder.build(prompt, session.video, session.outbox.progress)
             elif overrides:
-                prompt = await self._override(prompt, overrides)
-            if session.closed:
-                if graph is not revision.graph:
-                    self._discard(graph)
-                raise NoSuchSession(f"session {session_id!r} ended during the update")
+                prompt = await self._builder.override(prompt, overrides)
             try:
+                if session.closed:
+                    raise NoSuchSession(f"session {session_id!r} ended during the update")
                 # The graph may have failed meanwhile and its parameters been reverted.
                 self._check_version(session, revision.version)
-            except VersionConflict:
+            except EngineError:
                 if graph is not revision.graph:
-                    self._discard(graph)
+                    self._builder.discard(graph)
                 raise
             if dry_run or (prompt is revision.prompt and graph is revision.graph):
                 return revision.version, None
@@ -303,97 +291,9 @@ class Engine:
             raise SessionsFull(f"all {self.settings.max_sessions} sessions of this engine are in use")
         return wanted or uuid.uuid4().hex
 
-    def _parse(self, workflow_json: str) -> Workflow:
-        workflow = parse(workflow_json, max_nodes=self.settings.max_workflow_nodes)
-        refuse(_unserved(workflow))
-        return workflow
-
-    async def _override(self, prompt: Prompt, overrides: Mapping[str, Mapping[str, Any]]) -> Prompt:
-        backend = self._loading.ready()
-        return await self._executor.submit(backend.override, prompt, overrides)
-
-    async def _graph(self, prompt: Prompt, video: wire.VideoFormat, outbox: Outbox) -> Graph:
-        workflow = Workflow(prompt)
-        if workflow.is_pass_through:
-            return PassThrough(video.width, video.height)
-        backend = self._loading.ready()
-        refuse(await self._executor.submit(backend.check, workflow))
-        loop = asyncio.get_running_loop()
-
-        def report(stage: Stage) -> None:
-            loop.call_soon_threadsafe(_report, outbox, stage)
-
-        build = self._executor.submit(backend.build, prompt, video, report)
-        self._builds.add(build)
-        build.add_done_callback(self._builds.discard)
-        try:
-            # Shielded: a build that runs cannot be cancelled, and its graph would be nobody's.
-            return await asyncio.shield(build)
-        except asyncio.CancelledError:
-            build.add_done_callback(self._abandon)
-            raise
-        except GraphFailed as exc:
-            where = f"node {exc.node_id} ({exc.class_type}): " if exc.node_id else ""
-            path = f"nodes.{exc.node_id}" if exc.node_id else "workflow_json"
-            text = f"the workflow failed on its first frame: {where}{exc.message}"
-            raise WorkflowRefused(text, [Violation(path, exc.message, exc.code)]) from exc
-
-    def _abandon(self, build: asyncio.Future[Graph]) -> None:
-        if not build.cancelled() and build.exception() is None:
-            self._discard(build.result())
-
-    def _discard(self, graph: Graph) -> None:
-        if graph.inline:
-            graph.close()
-        else:
-            self._executor.submit(_close, graph, not self.sessions)
-
     @staticmethod
     def _check_version(session: Session, expected: int) -> None:
         if expected and session.parameters.current.version != expected:
             raise VersionConflict(
                 f"the parameters are at version {session.parameters.current.version}, not {expected}"
             )
-
-
-def _unserved(workflow: Workflow) -> list[Finding]:
-    return [
-        Finding(
-            Severity.ERROR,
-            "audio_not_served",
-            "this engine serves no audio yet",
-            "use a workflow whose live input and output are pictures",
-            path=f"nodes.{node_id}",
-            node_id=node_id,
-            class_type=workflow.prompt[node_id]["class_type"],
-        )
-        for node_id in (*workflow.audio_inputs, *workflow.audio_outputs)
-    ]
-
-
-_STAGES: Final[Mapping[str, pb.Progress.Stage]] = {
-    "loading": pb.Progress.STAGE_LOADING,
-    "planning": pb.Progress.STAGE_PLANNING,
-    "warming": pb.Progress.STAGE_WARMING,
-    "ready": pb.Progress.STAGE_READY,
-}
-
-
-def _report(outbox: Outbox, stage: Stage) -> None:
-    progress = pb.Progress(
-        stage=_STAGES[stage.name],
-        done=stage.done,
-        total=stage.total,
-        node_id=stage.node_id,
-        message=stage.message,
-    )
-    outbox.put(pb.ProcessResponse(progress=progress))
-
-
-def _close(graph: Graph, last: bool) -> None:
-    try:
-        graph.close()
-    except Exception:  # a node's own clean-up may raise; the session is gone all the same
-        logger.exception("a graph did not close cleanly")
-    if last:
-        release_heap()

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from typing import Final
 
 from proto import engine_pb2 as pb
 
+from .backend import Stage
+
 #: Responses that may wait for a client that does not read, before its own messages are no longer read either.
 OUTBOX_LIMIT: Final = 64
+
+
+STAGES: Final[Mapping[str, pb.Progress.Stage]] = {
+    "loading": pb.Progress.STAGE_LOADING,
+    "planning": pb.Progress.STAGE_PLANNING,
+    "warming": pb.Progress.STAGE_WARMING,
+    "ready": pb.Progress.STAGE_READY,
+}
 
 
 class Outbox:
@@ -30,6 +41,17 @@ class Outbox:
         self._changed.set()
         if len(self._waiting) >= OUTBOX_LIMIT:
             self._room.clear()
+
+    def progress(self, stage: Stage) -> None:
+        """Something slow goes on."""
+        progress = pb.Progress(
+            stage=STAGES[stage.name],
+            done=stage.done,
+            total=stage.total,
+            node_id=stage.node_id,
+            message=stage.message,
+        )
+        self.put(pb.ProcessResponse(progress=progress))
 
     def close(self) -> None:
         """No more follows; the writer still takes what waits."""

@@ -7,6 +7,7 @@ every frame that arrives exactly one result leaves, and at every moment
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from .errors import EngineError, NoSuchSession
 from .outbox import Outbox
 from .parameters import Parameters, Revision
 from .wire import VideoFormat
+
+logger = logging.getLogger(__name__)
 
 #: Frames a client may have under way beyond one batch: one on its way here, one waiting, one in the graph, one on
 #: its way back. Fewer leave the graph idle between frames, more only wait and grow the latency.
@@ -99,6 +102,7 @@ class Session:
         self._credits = 0
         self._last_frame_id = -1
         self._ended = False
+        self._failing = False
         self._closed = False
         self._graph_ms: deque[float] = deque(maxlen=MEAN_RUNS)
 
@@ -194,6 +198,7 @@ class Session:
         if self._closed:
             return
         self._running = None
+        self._failing = False
         self._graph_ms.append(result.graph_us / 1000)
         version = run.revision.version
         results = []
@@ -229,6 +234,9 @@ class Session:
             error.code, error.message, error.node_id, error.class_type, error.exception, run.revision.version
         )
         self.counters.failed += len(run.frames)
+        if not self._failing:  # one line for any number of frames in a row
+            logger.warning("the graph fails: node %s (%s): %s", error.node_id, error.class_type, error.message)
+        self._failing = True
         results = [
             pb.FrameResult(
                 frame_id=frame.frame_id, pts=frame.pts, failed=fault, version=run.revision.version, waiting_us=waited

@@ -241,6 +241,7 @@ async def test_sessions_end_as_unavailable_when_the_engine_stops(tmp_path: Path)
             await process.frame(0, FRAME)
             await process.frame(1, FRAME)
             await asyncio.to_thread(backend.running.wait)
+            await in_flight(client, process.session_id, 2)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await process.to_end()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

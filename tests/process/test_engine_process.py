@@ -40,9 +40,12 @@ class EngineProcess:
     async def serving(self, client: Client, name: str = "") -> None:
         """Until health of ``name`` is SERVING."""
         health = health_pb2_grpc.HealthStub(client.channel)
-        async for answer in health.Watch(health_pb2.HealthCheckRequest(service=name), wait_for_ready=True):
-            if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                return
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=name), wait_for_ready=True)
+        while (await watch.read()).status != health_pb2.HealthCheckResponse.SERVING:
+            pass
+        watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watch.code()
 
     async def ended(self) -> int:
         code = await asyncio.wait_for(self.process.wait(), 30)
