@@ -18,7 +18,7 @@ async def nothing_left_running(request: pytest.FixtureRequest) -> AsyncIterator[
     yield
     await asyncio.sleep(0)
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and not task.done()]
-    assert not tasks, f"tasks left running: {tasks}"
+    assert not [task.get_name() for task in tasks], "tasks left running"
     gc.collect()
     # The loop's default executor and test servers' pools end with the loop, not with the test.
     left = [
@@ -26,4 +26,4 @@ async def nothing_left_running(request: pytest.FixtureRequest) -> AsyncIterator[
         for thread in set(threading.enumerate()) - before
         if thread.is_alive() and not thread.name.startswith(("asyncio_", "ThreadPoolExecutor", "Dummy"))
     ]
-    assert not left, f"threads left running: {left}"
+    assert not [thread.name for thread in left], "threads left running"

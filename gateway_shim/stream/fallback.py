@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from .ledger import Outcome
 from .mailbox import Entry
+from .pacing import TICKS
 
 #: A graph that is only late or hiccups keeps its look: for this long the last processed picture stands in. Beyond it
 #: the picture would look frozen, and the unprocessed frame is the lesser evil.
@@ -25,25 +25,20 @@ class Shown:
 
 
 class Fallback:
-    """Chooses the picture for each frame and remembers the last processed one."""
+    """Chooses the picture for each frame and remembers the last processed one. Time is the stream's own, in pts."""
 
-    def __init__(self, hold_s: float = HOLD_S, *, clock: Callable[[], float]) -> None:
-        self._hold_s = hold_s
-        self._clock = clock
+    def __init__(self, hold_s: float = HOLD_S) -> None:
+        self._hold_ticks = round(hold_s * TICKS)
         self._last: tuple[bytes, int, int] | None = None
-        self._last_at = 0.0
-
-    def forget(self) -> None:
-        """The last picture belongs to a workflow that runs no more."""
-        self._last = None
+        self._last_pts = 0
 
     def choose(self, entry: Entry) -> Shown:
         """The picture for a frame that has an outcome."""
         if entry.outcome is Outcome.PROCESSED:
             picture = entry.result
             self._last = (picture.planes, picture.width, picture.height)
-            self._last_at = self._clock()
+            self._last_pts = entry.pts
             return Shown(picture.planes, picture.width, picture.height, entry.pts, repeated=False)
-        if self._last is not None and self._clock() - self._last_at < self._hold_s:
+        if self._last is not None and entry.pts - self._last_pts < self._hold_ticks:
             return Shown(*self._last, entry.pts, repeated=True)
         return Shown(entry.planes, entry.width, entry.height, entry.pts, repeated=False)

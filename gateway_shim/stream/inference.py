@@ -196,8 +196,12 @@ class Inference:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._send(session), name=f"send {self._stream_id}")
                 both.create_task(self._read(session), name=f"read {self._stream_id}")
-        except* HeadraceError as group:
-            raise group.exceptions[0] from None
+        except ExceptionGroup as group:
+            # An except* would wrap what it raises once more. Either side may notice the loss first, or both.
+            expected, others = group.split(HeadraceError)
+            if others is not None or expected is None:
+                raise
+            raise expected.exceptions[0] from None
         finally:
             self._opened.clear()
             self._engine = self._session = None

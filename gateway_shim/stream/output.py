@@ -58,7 +58,7 @@ class Output:
         self._segment: OutgoingSegment | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._writing = asyncio.Lock()
-        self.fallback = Fallback(clock=asyncio.get_running_loop().time)
+        self.fallback = Fallback()
         self.rate = Rate()
         self.segments = 0
         self.lost_segments = 0  # that the channel did not take

@@ -247,7 +247,8 @@ class StreamSession:
             if left <= 0:
                 self._end(f"no input for {limit_s:.0f} s")
                 return
-            await asyncio.sleep(left)
+            # The first byte shortens the limit, so look again before the long one is over.
+            await asyncio.sleep(min(left, self._settings.input_timeout_s))
 
     async def _follow_control(self) -> None:
         assert self._control is not None

@@ -1,10 +1,11 @@
-"""A whole network in one process: a real broker, the whole shim, an engine over a real Unix socket."""
+"""A whole network: a real broker and the whole shim in this process, and an engine in its own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +130,13 @@ class LiveStream:
 
 
 class Network:
-    def __init__(self, broker: Broker, shim: Shim, http: aiohttp.ClientSession, directory: Path) -> None:
+    def __init__(
+        self, broker: Broker, shim: Shim, http: aiohttp.ClientSession, directory: Path, backend: Backend | None
+    ) -> None:
         self.broker = broker
+        self._backend = backend
+        self._engine = contextlib.AsyncExitStack()
+        self._process: asyncio.subprocess.Process | None = None
         self.shim = shim
         self.http = http
         self._directory = directory
@@ -162,12 +168,45 @@ class Network:
             answer: dict[str, Any] = await response.json()
             return answer
 
-    async def ready(self) -> None:
+    async def start_engine(self) -> None:
+        if self._backend is not None:
+            await self._engine.enter_async_context(running_engine(settings_for(self._directory), self._backend))
+        else:
+            address = settings_for(self._directory).address
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "engine",
+                "--address",
+                address,
+                "--comfyui-dir",
+                "none",
+                "--log-level",
+                "warning",
+            )
+            self._engine.push_async_callback(self._end, self._process)
         await self.shim.engines[0].ready()
+
+    async def stop_engine(self) -> None:
+        await self._engine.aclose()
+
+    async def kill_engine(self) -> None:
+        """As the kernel does when memory runs out."""
+        assert self._process is not None
+        self._process.kill()
+        await self._process.wait()
+
+    @staticmethod
+    async def _end(process: asyncio.subprocess.Process) -> None:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
 
     async def close(self) -> None:
         for stream in self._streams:
             await stream.close()
+        await self.stop_engine()
 
 
 @contextlib.asynccontextmanager
@@ -177,14 +216,12 @@ async def network(
     """``engine`` False: nobody listens at the engine's address. ``backend``: a stand-in for ComfyUI."""
     async with contextlib.AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker())
-        engine_settings = settings_for(directory)
-        if engine:
-            await stack.enter_async_context(running_engine(engine_settings, backend))
+        address = settings_for(directory).address
         settings = {"listen_port": 0, "drain_s": 0.0, "run_dir": directory} | settings
-        shim = await stack.enter_async_context(running(Settings(engine_address=engine_settings.address, **settings)))
+        shim = await stack.enter_async_context(running(Settings(engine_address=address, **settings)))
         http = await stack.enter_async_context(open_http())
-        net = Network(broker, shim, http, directory)
+        net = Network(broker, shim, http, directory, backend)
         stack.push_async_callback(net.close)
         if engine:
-            await net.ready()
+            await net.start_engine()
         yield net

@@ -109,19 +109,19 @@ def test_sound_waiting_for_a_picture_that_never_comes_is_bounded() -> None:
 
 
 def test_a_late_frame_repeats_the_last_picture_then_passes_through() -> None:
-    now = [0.0]
-    fallback = Fallback(0.5, clock=lambda: now[0])
-    good, late = entry(0), entry(1)
+    fallback = Fallback(0.5)
+    good = entry(0)
     good.outcome, good.result = Outcome.PROCESSED, Picture()
-    late.outcome = Outcome.DROPPED
-    assert fallback.choose(late).planes == b"source", "nothing to repeat yet"
+    late = [entry(number) for number in range(1, 30)]
+    for each in late:
+        each.outcome = Outcome.DROPPED
+    assert fallback.choose(late[0]).planes == b"source", "nothing to repeat yet"
     assert fallback.choose(good).planes == b"processed"
-    now[0] = 0.4
-    shown = fallback.choose(late)
-    assert (shown.planes, shown.pts, shown.repeated) == (b"processed", FRAME, True)
-    now[0] = 0.6
-    shown = fallback.choose(late)
-    assert (shown.planes, shown.repeated) == (b"source", False)
+    shown = [fallback.choose(each) for each in late]
+    assert [each.pts for each in shown] == [each.pts for each in late]
+    assert [each.repeated for each in shown] == [True] * 14 + [False] * 15, "half a second at 30 fps"
+    assert shown[13].planes == b"processed"
+    assert shown[14].planes == b"source"
 
 
 # ---- mailbox
