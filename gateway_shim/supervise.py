@@ -11,7 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -158,16 +158,22 @@ def execute(launch: Launch, *, follow: bool) -> NoReturn:
                 ["tail", "-q", "-n", "0", "-F", *map(str, launch.logs.values())],
                 stderr=subprocess.DEVNULL,
                 process_group=0,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent(),
             )
         except OSError as exc:
             sys.stderr.write(f"headrace: tail did not start, the logs are only in {launch.run_dir}/log: {exc}\n")
     os.execve(launch.argv[0], launch.argv, launch.environment)  # noqa: S606
 
 
-def _end_with_parent() -> None:
-    """In a child: be terminated when the parent ends, in whatever way.
+def end_with_parent() -> Callable[[], None]:
+    """A ``preexec_fn``: the child gets SIGTERM when the thread that started it ends, in whatever way.
 
     `tail --pid` is no help: a parent whose own parent waits for the end of our output is a zombie, which is there.
+    The library is loaded here, because a child between fork and exec may take no lock.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return ask

@@ -332,7 +332,7 @@ async def _frames(http: aiohttp.ClientSession, worker_url: str, stream: LiveStre
     event = status.get("streams", {}).get(stream.id, {})
     if not isinstance(event.get("frames"), dict):
         return {}
-    return event["frames"] | {"graph_ms": event.get("inference_status", {}).get("graph_ms")}
+    return {**event["frames"], "graph_ms": event.get("inference_status", {}).get("graph_ms")}
 
 
 async def _ask(http: aiohttp.ClientSession, worker_url: str, path: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ..supervise import Launch, prepare
+from ..supervise import Launch, end_with_parent, prepare
 
 #: supervisord gives the shim, then the engines their stopwaitsecs before it kills: 20 + 20 s in supervisord.conf.
 STOP_S = 45.0
@@ -67,6 +67,8 @@ class Programs:
                 # No headrace.toml of the folder we were called from, and no Ctrl-C from its terminal: we stop it.
                 cwd=self.launch.run_dir,
                 start_new_session=True,
+                # Killed outright, we cannot stop it; it then stops itself and its programs.
+                preexec_fn=end_with_parent(),
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import TextIO
 
@@ -19,7 +20,9 @@ class Progress:
 
     def live(self, text: str) -> None:
         if self._terminal:
-            self._out.write(f"\r\x1b[K{text}")
+            # One row: a longer line would wrap, and the next one only replaces its last row.
+            columns = shutil.get_terminal_size().columns
+            self._out.write(f"\r\x1b[K{text[: columns - 1]}")
             self._out.flush()
             self._open = True
         elif time.monotonic() - self._shown_at >= self._every_s:

@@ -107,6 +107,22 @@ def test_ctrl_c_ends_everything(clip, scratch, tmp_path):
     nothing_left(scratch, family)
 
 
+def test_killed_outright_it_takes_its_programs_along(clip, scratch, tmp_path):
+    process = start(
+        scratch, "--input", clip, "--workflow", PASS_THROUGH, "--seconds", 600, "--output", tmp_path / "out"
+    )
+    try:
+        while "registered" not in (line := process.stdout.readline()):
+            assert line, process.stderr.read()
+        family = {pid: psutil.Process(pid) for pid in descendants(process.pid)}
+        assert len(family) >= 3  # supervisord, shim, engine
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(list(family.values()), timeout=60)
+    assert not alive
+
+
 def test_engine_that_cannot_start_is_named_with_the_end_of_its_log(clip, scratch, tmp_path):
     process = start(
         scratch, "--input", clip, "--workflow", PASS_THROUGH, "--output", tmp_path, HEADRACE_ENGINE_DEVICE="toaster"
