@@ -27,6 +27,9 @@ from .options import Option, option
 #: Largest body the gateway passes on is 10 MiB (go-livepeer byoc/stream_gateway.go); the rest is headroom.
 BODY_LIMIT_BYTES = 16 * 1024 * 1024
 
+#: From the fastest; hot-path.md section 5 has what each costs.
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium")
+
 _LEVELS = ("debug", "info", "warning", "error")
 
 #: Addresses that mean "all interfaces" and tell nobody how to reach us.
@@ -161,6 +164,22 @@ class Settings:
     latency_budget_ms: int = field(
         default=400,
         metadata=option("how late a frame may be", read.integer(20, 30_000), "milliseconds, 20 to 30000"),
+    )
+    encoder_preset: str = field(
+        default="superfast",
+        metadata=option(
+            "x264 preset: slower is better looking at the same bit rate",
+            read.choice(*PRESETS),
+            ", ".join(PRESETS),
+        ),
+    )
+    bit_rate: int = field(
+        default=0,
+        metadata=option(
+            "bit rate of the output's video; 0: one that suits its size",
+            read.integer(0, 200_000_000),
+            "bits per second, 0 to 200000000",
+        ),
     )
     input_timeout_s: float = field(
         default=60.0,

@@ -60,6 +60,7 @@ class EngineState(StrEnum):
     ABSENT = "absent"  # never answered since the shim started
     LOADING = "loading"  # answers, but cannot run graphs yet
     READY = "ready"
+    BROKEN = "broken"  # answers, but its ComfyUI did not load: no workflow can run
     DEAD = "dead"  # answered before, does not now
 
 
@@ -83,9 +84,14 @@ def error_from(exc: grpc.aio.AioRpcError) -> HeadraceError:
     for detail in status.details if status is not None else ():
         bad_request = error_details_pb2.BadRequest()
         if detail.Is(bad_request.DESCRIPTOR) and detail.Unpack(bad_request):
-            violations += [Violation(field.field, field.description) for field in bad_request.field_violations]
+            violations += [Violation(_path(field.field), field.description) for field in bad_request.field_violations]
     kind = _REFUSALS.get(exc.code(), EngineGone)
     return kind(exc.details() or f"the engine answered {exc.code().name}", tuple(violations))
+
+
+def _path(field: str) -> str:
+    """The contract's name for a field in the words of the HTTP API."""
+    return "prompts" if field == "workflow_json" else field
 
 
 def overrides_of(overrides: Mapping[str, Mapping[str, Any]]) -> list[pb.NodeOverride]:
@@ -231,13 +237,23 @@ class EngineClient:
                 if answer is grpc.aio.EOF:
                     raise EngineGone("the engine ended the health watch")
                 await self._refresh_info()
-                serving = answer.status == health_pb2.HealthCheckResponse.SERVING
-                self._become(EngineState.READY if serving else EngineState.LOADING)
+                self._become(self._state_of(answer.status))
         finally:
             if read is not None:
                 read.cancel()
                 with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
                     await read
+
+    def _state_of(self, health: int) -> EngineState:
+        if health != health_pb2.HealthCheckResponse.SERVING:
+            return EngineState.LOADING
+        failed = self.info is not None and self.info.comfyui.state == pb.ComfyUI.STATE_FAILED
+        return EngineState.BROKEN if failed else EngineState.READY
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot run workflows, for people; empty when it can."""
+        return self.info.comfyui.detail if self.info is not None and self.state is EngineState.BROKEN else ""
 
     async def _refresh_info(self) -> None:
         info = await self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=RPC_TIMEOUT_S)

@@ -76,6 +76,13 @@ class InvalidRequest(HeadraceError):
     http_status = 422
 
 
+class SizeIsFixed(HeadraceError):
+    """The size of a running stream cannot change: players and the gateway keep the first one."""
+
+    code = "size_is_fixed"
+    http_status = 400
+
+
 class BodyTooLarge(HeadraceError):
     code = "body_too_large"
     http_status = 413

@@ -75,6 +75,8 @@ async def running(settings: Settings) -> AsyncIterator[Shim]:
                     latency_budget_s=settings.latency_budget_ms / 1000,
                     pipeline=settings.pipeline,
                     input_timeout_s=settings.input_timeout_s,
+                    preset=settings.encoder_preset,
+                    bit_rate=settings.bit_rate or None,
                 ),
                 default_workflow=workflow,
                 on_change=changed,

@@ -37,12 +37,12 @@ class Facts:
 def best_state(states: Iterable[str]) -> str:
     """One state for several engines: one that is ready is enough. ABSENT is "not seen yet"."""
     seen = set(states)
-    return next((state for state in ("READY", "LOADING", "DEAD") if state in seen), "ABSENT")
+    return next((state for state in ("READY", "LOADING", "BROKEN", "DEAD") if state in seen), "ABSENT")
 
 
 def health(facts: Facts) -> Health:
     """An engine that was never ready is loading, however long it takes. Streams outlive it: frames pass through."""
-    if facts.engine == "DEAD" and facts.engine_dead_s >= ENGINE_GONE_IS_ERROR_S:
+    if facts.engine == "BROKEN" or (facts.engine == "DEAD" and facts.engine_dead_s >= ENGINE_GONE_IS_ERROR_S):
         return Health.ERROR
     if facts.streams:
         return Health.OK
@@ -54,6 +54,7 @@ def reason(facts: Facts) -> str:
     return {
         "ABSENT": "no engine has answered yet",
         "LOADING": "the engine is loading",
+        "BROKEN": "the engine's ComfyUI did not load; its log says why, and so does GetServerInfo",
         "DEAD": f"the engine has been gone for {facts.engine_dead_s:.0f} s",
     }.get(facts.engine, "")
 
@@ -67,7 +68,7 @@ def state_body(facts: Facts) -> dict[str, Any]:
         "error_message": reason(facts) if word is Health.ERROR else None,
         "pipeline_ready": facts.engine == "READY",
         "active_streams": facts.streams,
-        "startup_complete": facts.engine in ("READY", "DEAD"),
+        "startup_complete": facts.engine in ("READY", "BROKEN", "DEAD"),
         "pipeline_state": word.value,
         "additional_info": {"engine": facts.engine, "reason": reason(facts), "capacity": facts.capacity},
     }

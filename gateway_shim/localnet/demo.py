@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import shutil
 import signal
@@ -25,7 +24,8 @@ import aiohttp
 from ..supervise import CannotStart, plan
 from ..trickle.connection import open_http
 from ..trickle.publisher import Publisher
-from . import assets, measure, probe, report, sheet
+from . import assets, measure, probe, report
+from .analysis import Played, analyse
 from .live_stream import LiveStream
 from .orchestrator import Orchestrator, WorkerRefused
 from .probe import Probe
@@ -39,8 +39,6 @@ _READY_S = 600.0
 #: After the last input frame: for what is still under way to come out.
 _SETTLE_S = 5.0
 _POLL_S = 0.25
-#: The demo's graph takes 14 ms a frame at 640x360 on two cores that also decode and encode; at 720p it falls behind.
-_CPU_WIDTH = 640
 
 
 @dataclass(frozen=True)
@@ -59,24 +57,6 @@ class DemoFailed(Exception):
     def __init__(self, message: str, log: str = "") -> None:
         super().__init__(message)
         self.log = log
-
-
-def output_size(clip: assets.Clip, asked: tuple[int, int] | None) -> tuple[int, int]:
-    """Width and height that the stream asks for: what a CPU can do in real time, unless the operator knows better."""
-    if asked is not None:
-        return asked
-    scale = min(1.0, _CPU_WIDTH / clip.width)
-    return round(clip.width * scale / 2) * 2, round(clip.height * scale / 2) * 2
-
-
-@dataclass
-class _Played:
-    """What is known when the stream is over."""
-
-    published: Published
-    arrivals: probe.Arrivals
-    change: report.Change | None
-    worker: dict[str, Any]
 
 
 def main(options: Options, environment: Mapping[str, str]) -> int:
@@ -130,7 +110,7 @@ async def _run(options: Options, environment: Mapping[str, str], progress: Progr
             options.output.mkdir(parents=True, exist_ok=True)
         except (assets.NoAsset, OSError) as exc:
             raise DemoFailed(str(exc)) from exc
-        width, height = output_size(clip, options.size)
+        width, height = clip.output_size(options.size)
         progress.say(
             f"playing {path.name} ({clip.size}) as {width}x{height} through {workflow.name} for {options.seconds:g} s"
         )
@@ -144,7 +124,7 @@ async def _run(options: Options, environment: Mapping[str, str], progress: Progr
         except CannotStart as exc:
             raise DemoFailed(str(exc)) from exc
         progress.live("measuring")
-        found = await asyncio.to_thread(_measure, options, clip, workflow, played, work_dir)
+        found = await asyncio.to_thread(analyse, played, work_dir, options.output)
     progress.live("")
     progress.say(found.as_text())
     progress.say(
@@ -165,8 +145,8 @@ async def _play(
     workflow: assets.Workflow,
     work_dir: Path,
     progress: Progress,
-) -> _Played:
-    width, height = output_size(clip, options.size)
+) -> Played:
+    width, height = clip.output_size(options.size)
     params = {
         "width": width,
         "height": height,
@@ -229,7 +209,7 @@ async def _stream(
     worker_url: str,
     work_dir: Path,
     progress: Progress,
-) -> _Played:
+) -> Played:
     """Publish and watch; returns when the last frame is out."""
     published = Published()
     viewer = Probe(http, stream.publish_url, work_dir / "out.ts")
@@ -269,7 +249,8 @@ async def _stream(
             # The worker lets go of its output when the input ends; the channel itself is the orchestrator's.
             await stream.stop("demo over")
             await asyncio.wait([watching], timeout=_SETTLE_S)
-    return _Played(published, viewer.arrivals, found, worker)
+    size = clip.output_size(options.size)
+    return Played(clip, size, workflow.name, published, viewer.arrivals, found, worker)
 
 
 async def _settled(
@@ -361,60 +342,3 @@ def _engine_log(programs: Programs) -> str:
 
 def _shim_log(programs: Programs) -> str:
     return programs.tail(programs.launch.logs["shim"])
-
-
-def _measure(
-    options: Options, clip: assets.Clip, workflow: assets.Workflow, played: _Played, work_dir: Path
-) -> report.Report:
-    """Decode both recordings and leave the result in the output directory."""
-    sent, received = work_dir / "in.ts", work_dir / "out.ts"
-    latencies = measure.latencies_ms(played.published.video, played.arrivals.video)
-    offset, method, misnumbered = _compare(sent, received) if played.arrivals.video else (None, "no sound", None)
-    width, height = output_size(clip, options.size)
-    found = report.Report(
-        clip=clip.path.name,
-        workflow=workflow.name,
-        size=f"{width}x{height} at {float(clip.rate):g} fps",
-        av_offset_ms=offset,
-        av_method=method,
-        change=played.change,
-        worker=played.worker,
-        misnumbered=misnumbered,
-        **report.figures(played.published, played.arrivals, latencies),
-    )
-    output = options.output
-    (output / "report.txt").write_text(found.as_text(), encoding="utf-8")
-    (output / "report.json").write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
-    if played.arrivals.video:
-        probe.to_mp4(received, output / "out.mp4")
-        pts = sorted(played.published.video)
-        change = played.change.effective_pts if played.change else None
-        with contextlib.suppress(ImportError):  # Pillow comes with the ComfyUI extra; the report says all without it
-            sheet.write(
-                output / "contact-sheet.png",
-                sent,
-                received,
-                chosen=sheet.choose(pts, change),
-                first_pts=pts[0],
-                change=change,
-            )
-    return found
-
-
-def _compare(sent: Path, received: Path) -> tuple[float | None, str, int | None]:
-    """Sound against picture in ms, how it was found, and how many frames show another picture than was sent."""
-    before, after = probe.sound(sent), probe.sound(received)
-    # Only numbered clips have numbers; the first picture tells.
-    first = next(iter(probe.pictures(sent)), None)
-    if first is not None and probe.number_of(first[1]) is not None:
-        numbers, seen = probe.numbers(sent), probe.numbers(received)
-        misnumbered = sum(numbers.by_pts.get(pts) != number for pts, number in seen.by_pts.items())
-        if after is None:
-            return None, "the clip has no sound", misnumbered
-        offset = measure.nearest_offset_ms(measure.onsets(after), seen.bursts_due)
-        return offset, "bursts of sound against numbered frames", misnumbered
-    if before is None:
-        return None, "the clip has no sound", None
-    if after is None:
-        return None, "no sound came out", None
-    return measure.lag_ms(before, after), "input and output sound correlated", None

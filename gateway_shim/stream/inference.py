@@ -349,7 +349,7 @@ def raise_for_findings(findings: Sequence[pb.Finding]) -> None:
     errors = [finding for finding in findings if finding.severity == pb.Finding.SEVERITY_ERROR]
     if errors:
         violations = tuple(
-            Violation(error.path, f"{error.message} {error.remedy}".strip() if error.remedy else error.message)
+            Violation(error.path, f"{error.message}; {error.remedy}" if error.remedy else error.message)
             for error in errors
         )
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -88,8 +88,9 @@ class Streams:
             raise NotReady("this worker is shutting down and takes no stream")
         if len(self._sessions) >= self.capacity:
             raise StreamsFull(f"insufficient capacity: all {self.capacity} streams are in use")
-        if all(engine.state in (EngineState.ABSENT, EngineState.DEAD) for engine in self._engines):
-            raise NotReady("the engine does not answer; supervisord restarts it, try again in a few seconds")
+        if not any(engine.state in (EngineState.READY, EngineState.LOADING) for engine in self._engines):
+            why = next((engine.reason for engine in self._engines if engine.reason), "")
+            raise NotReady(why or "the engine does not answer; supervisord restarts it, try again in a few seconds")
 
     async def _check_workflow(self, request: StartRequest) -> None:
         engine = pick(self._engines)

@@ -14,12 +14,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from proto import engine_pb2 as pb
 
 from ..engine_client import EngineClient
-from ..errors import HeadraceError, InvalidRequest, Violation
+from ..errors import HeadraceError, SizeIsFixed, Violation
 from ..media.decode import Sound
 from ..media.encode import EncoderSettings
 from ..params import StartRequest, Update, parse_update
@@ -60,15 +60,12 @@ PIPELINE_NAME = "comfystream"
 _MATRICES = {"bt601": pb.Colour.MATRIX_BT601, "bt709": pb.Colour.MATRIX_BT709}
 
 
-Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium"]
-
-
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
     """What the operator decided for every stream."""
 
     latency_budget_s: float = 0.4
-    preset: Preset = "superfast"
+    preset: str = "superfast"  # of x264, one of config.PRESETS
     bit_rate: int | None = None  # bits per second; None: from size and rate
     segment_s: float = 2.0
     input_timeout_s: float = 60.0  # silence after which a stream is over (ai-runner's guardian, protocol.md 6.3)
@@ -309,7 +306,7 @@ class StreamSession:
             height=height,
             frame_rate=None,
             bit_rate=self._settings.bit_rate,
-            preset=self._settings.preset,
+            preset=self._settings.preset,  # type: ignore[arg-type]  # checked by config
             segment_s=self._settings.segment_s,
             audio=has_audio,
             colour=entry.colour,
@@ -345,7 +342,7 @@ class StreamSession:
         wanted = (update.width, update.height)
         if None not in wanted and self._size is not None and wanted != self._size:
             width, height = self._size
-            raise InvalidRequest(
+            raise SizeIsFixed(
                 "the size of a running stream cannot change: players and the gateway keep the first one",
                 (Violation("width", f"is {update.width}x{update.height}", f"{width}x{height}, or a new stream"),),
             )

@@ -32,6 +32,7 @@ def facts(engine: str = "READY", dead_s: float = 0.0, streams: int = 0) -> Facts
         (facts("DEAD", 1.0), Health.LOADING),
         (facts("DEAD", 1.0, streams=1), Health.OK),
         (facts("DEAD", ENGINE_GONE_IS_ERROR_S), Health.ERROR),
+        (facts("BROKEN"), Health.ERROR),
         (facts("DEAD", ENGINE_GONE_IS_ERROR_S, streams=1), Health.ERROR),
     ],
 )
@@ -45,7 +46,7 @@ def test_loading_is_never_an_error_however_long_it_takes() -> None:
 
 
 def test_the_words_are_those_of_the_engine_client() -> None:
-    assert {state.name for state in EngineState} == {"ABSENT", "LOADING", "READY", "DEAD"}
+    assert {state.name for state in EngineState} == {"ABSENT", "LOADING", "READY", "BROKEN", "DEAD"}
     assert all((reason(facts(state.name)) == "") == (state is EngineState.READY) for state in EngineState)
 
 
@@ -54,6 +55,8 @@ def test_the_words_are_those_of_the_engine_client() -> None:
     [
         ([], "ABSENT"),
         (["ABSENT", "DEAD"], "DEAD"),
+        (["BROKEN", "DEAD"], "BROKEN"),
+        (["BROKEN", "READY"], "READY"),
         (["DEAD", "LOADING"], "LOADING"),
         (["DEAD", "READY", "LOADING"], "READY"),
     ],
