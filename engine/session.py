@@ -24,9 +24,10 @@ from .wire import VideoFormat
 
 logger = logging.getLogger(__name__)
 
-#: Frames a client may have under way beyond one batch: one on its way here, one waiting, one in the graph, one on
-#: its way back. Fewer leave the graph idle between frames, more only wait and grow the latency.
-PIPELINE_FRAMES: Final = 4
+#: Frames a client may have under way beyond the batch in the graph: one that waits for its turn and one on the wire,
+#: in either direction. Fewer leave the graph idle between frames; each one more adds a whole run of a slow graph to
+#: the latency of every frame (with a graph of 40 ms, five in all were 200 ms old when they came back).
+PIPELINE_FRAMES: Final = 2
 
 #: Frames of one run at most; a larger wish is cut to this. 16 frames of 1080p are 400 MB as float32 RGB.
 MAX_BATCH: Final = 16

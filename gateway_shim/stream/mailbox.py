@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..media.colour import Colour
@@ -29,7 +29,6 @@ class Entry:
     outcome: Outcome | None = None
     reason: str = ""
     result: Any = None  # pb.Picture when processed
-    sent_at: float | None = field(default=None)  # to the engine
 
 
 class Mailbox:
@@ -95,7 +94,6 @@ class Mailbox:
                     entry.outcome, entry.reason = Outcome.DROPPED, "late"
                     self._head.set()
                     continue
-                entry.sent_at = now()
                 return entry
             self._arrived.clear()
             await self._arrived.wait()

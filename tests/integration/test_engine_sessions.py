@@ -32,10 +32,10 @@ async def state(client: Client, session_id: str) -> pb.SessionState:
 async def test_frames_go_through_the_graph_in_batches(tmp_path: Path) -> None:
     settings, backend = settings_for(tmp_path), StubBackend()
     async with running_engine(settings, backend), connected(settings.address) as client:
-        process = await client.open(workflow_json=workflow(9), max_batch=3, session_id="s")
+        process = await client.open(workflow_json=workflow(9), max_batch=4, session_id="s")
         assert process.opened is not None
         assert process.opened.runner == "stub"
-        assert process.credits == PIPELINE_FRAMES + 3
+        assert process.credits == PIPELINE_FRAMES + 4
         assert [item.stage for item in process.progress][-1] == pb.Progress.STAGE_READY
         backend.gate.clear()
         await process.frame(0, FRAME)
@@ -45,11 +45,11 @@ async def test_frames_go_through_the_graph_in_batches(tmp_path: Path) -> None:
         backend.gate.set()
         await process.end_input()
         await process.to_end()
-        assert [frames for _, frames in backend.log] == [(0,), (1, 2, 3), (4, 5)]
+        assert [frames for _, frames in backend.log] == [(0,), (1, 2, 3, 4), (5,)]
         assert process.order == [0, 1, 2, 3, 4, 5]
         result = process.results[5]
         assert (result.picture.planes[0], result.graph_us, result.convert_us, result.version) == (9, 1500, 200, 1)
-        assert process.credits == PIPELINE_FRAMES + 3, "every credit came back"
+        assert process.credits == PIPELINE_FRAMES + 4, "every credit came back"
 
 
 async def test_frame_without_credit_is_dropped_and_costs_nothing(tmp_path: Path) -> None:
@@ -205,17 +205,17 @@ async def test_two_sessions_take_turns(tmp_path: Path) -> None:
         first = await client.open(workflow_json=workflow(1), session_id="first")
         second = await client.open(workflow_json=workflow(2), session_id="second")
         backend.gate.clear()
-        await first.frames(pb.Frame(frame_id=number, planes=FRAME) for number in range(4))
+        await first.frames(pb.Frame(frame_id=number, planes=FRAME) for number in range(3))
         await asyncio.to_thread(backend.running.wait)
-        await second.frames(pb.Frame(frame_id=number, planes=FRAME) for number in range(4))
-        await in_flight(client, "second", 4)
+        await second.frames(pb.Frame(frame_id=number, planes=FRAME) for number in range(3))
+        await in_flight(client, "second", 3)
         backend.gate.set()
         for process, level in ((first, 1), (second, 2)):
             await process.end_input()
             await process.to_end()
             assert {result.picture.planes[0] for result in process.results.values()} == {level}
         turns = [backend.graphs.index(graph) for graph, _ in backend.log]
-        assert turns == [0, 1, 0, 1, 0, 1, 0, 1]
+        assert turns == [0, 1, 0, 1, 0, 1]
 
 
 async def test_pass_through_does_not_wait_for_somebody_elses_graph(tmp_path: Path) -> None:
