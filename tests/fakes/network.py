@@ -96,8 +96,16 @@ class LiveStream:
         await (await self.publisher()).publish(data)
 
     async def control(self, message: Any) -> None:
-        async with Publisher(self.network.http, self.urls["control_url"], content_type="application/json") as channel:
+        url = self.urls["control_url"]
+        async with Publisher(self.network.http, url, content_type="application/json", resume=True) as channel:
             await channel.publish(message if isinstance(message, bytes) else json.dumps(message).encode())
+
+    async def flow(self, frames: int = 25) -> None:
+        """Wait until this many more frames have gone out."""
+        session = self.network.shim.streams.active[self.id]
+        until = session.status()["frames"]["published"] + frames
+        while session.status()["frames"]["published"] < until:  # noqa: ASYNC110  # a counter makes no event
+            await asyncio.sleep(0.02)
 
     async def end_input(self) -> None:
         """The client went away: its gateway deletes the input channel."""

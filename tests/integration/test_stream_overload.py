@@ -39,7 +39,7 @@ async def test_slow_graph_keeps_cadence_and_latency_and_shows_what_it_can(tmp_pa
         received = await stream.received()
         frames = (await stream.event("stream_stopped"))["frames"]
     assert received.arrivals.pts == sorted(published.video), "something for every frame, in order"
-    # 6 s at 12.5 a second are 75; a busy machine gives less, and a shim that sends frames too late to be in time none.
+    # 6 s at 12.5 a second are 75; a busy machine gives less, a shim that sends frames too late to be in time none.
     assert frames["processed"] > 40, frames
     assert frames["processed"] + frames["passed_through"] + frames["dropped"] == 180
     late = percentile(latencies_ms(published.video, received.arrivals.video), 0.9)
