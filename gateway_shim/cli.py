@@ -20,7 +20,8 @@ from . import config
 _EPILOG = """\
 Settings come from the command line, then the environment (HEADRACE_<NAME>, and ORCH_URL, ORCH_SECRET, CAPABILITY_*,
 AUTH_TOKEN, MODEL_ID), then headrace.toml, then defaults; `headrace config` shows the result and where each came from.
-The engine finds ComfyUI through COMFYUI_DIR."""
+The engine finds ComfyUI through COMFYUI_DIR and takes its own settings as HEADRACE_ENGINE_<NAME>;
+`python -m engine --help` lists them."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +126,8 @@ def _up(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     environment = dict(os.environ) | _given(arguments)  # handed on as it is; config.load has read what is ours
     engines = _engines(settings)
+    if engines:
+        _engine_installed()
     launch = supervise.plan(environment, settings.run_dir, engines=engines)
     supervise.prepare(launch)
     print(
@@ -141,9 +144,24 @@ def _engines(settings: config.Settings) -> int:
     return settings.engine_count if here else 0
 
 
+def _engine_installed() -> None:
+    """Raises CannotStart where only the shim is: its engine would die of an import, again and again."""
+    from importlib.util import find_spec
+
+    from .supervise import CannotStart
+
+    missing = [name for name in ("torch", "grpc_reflection") if find_spec(name) is None]
+    if missing:
+        raise CannotStart(
+            f"the engine cannot run here without {' and '.join(missing)}: `pip install 'headrace[engine]'` installs "
+            "them; for an engine of another machine give --engine-address"
+        )
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from .localnet import demo
 
+    _engine_installed()
     options = demo.Options(
         clip=arguments.input,
         workflow=arguments.workflow,

@@ -35,7 +35,7 @@ def analyse(played: Played, work_dir: Path, output: Path) -> report.Report:
     offset, method, misnumbered = _compare(sent, received) if played.arrivals.video else (None, "no sound", None)
     width, height = played.size
     found = report.Report(
-        clip=played.clip.path.name,
+        clip=played.clip.name,
         workflow=played.workflow,
         size=f"{width}x{height} at {float(played.clip.rate):g} fps",
         av_offset_ms=offset,
@@ -59,6 +59,8 @@ def analyse(played: Played, work_dir: Path, output: Path) -> report.Report:
                 chosen=sheet.choose(pts, change),
                 first_pts=pts[0],
                 change=change,
+                title=f"{played.clip.name} through {played.workflow}: what went in above what came out",
+                update=json.dumps(played.change.body) if played.change else "",
             )
     return found
 

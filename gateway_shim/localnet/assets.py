@@ -33,7 +33,8 @@ class NoAsset(Exception):
 
 @dataclass(frozen=True)
 class Clip:
-    path: Path
+    name: str  # of the operator's file
+    path: Path  # of what is published
     width: int
     height: int
     rate: Fraction
@@ -66,11 +67,23 @@ def find_clip(named: Path | None) -> Path:
     )
 
 
+def must_be_encoded(path: Path) -> bool:
+    """Whether ``load_clip`` will take as long as encoding takes."""
+    try:
+        publishable(path)
+    except NotPublishable as exc:
+        return exc.__cause__ is None  # otherwise libav cannot read it at all
+    except (OSError, av.error.FFmpegError):
+        pass  # load_clip says so
+    return False
+
+
 def load_clip(path: Path, work_dir: Path) -> Clip:
     """A clip that can be published: as it is, or encoded as H.264 and AAC into ``work_dir``. Raises NoAsset.
 
     Takes as long as encoding takes; run it in a thread.
     """
+    named = path
     try:
         try:
             publishable(path)
@@ -82,9 +95,11 @@ def load_clip(path: Path, work_dir: Path) -> Clip:
             rate = Fraction(video.average_rate or video.guessed_rate or 25)
             # Both are even in 4:2:0; an odd picture loses its last line.
             width, height = video.codec_context.width // 2 * 2, video.codec_context.height // 2 * 2
-            return Clip(path, width, height, rate, bool(container.streams.audio))
-    except (NotPublishable, OSError, av.error.FFmpegError) as exc:
-        raise NoAsset(f"{path} cannot be played: {exc}") from exc
+            return Clip(named.name, path, width, height, rate, bool(container.streams.audio))
+    except av.error.FFmpegError as exc:
+        raise NoAsset(f"{named} cannot be played: {exc.strerror}") from exc
+    except (NotPublishable, OSError) as exc:
+        raise NoAsset(f"{named} cannot be played: {exc}") from exc
 
 
 def _encode(path: Path, target: Path) -> Path:

@@ -39,6 +39,8 @@ _READY_S = 600.0
 #: After the last input frame: for what is still under way to come out.
 _SETTLE_S = 5.0
 _POLL_S = 0.25
+#: In the output directory, in the order in which one looks at them. The sheet needs Pillow, which comes with ComfyUI.
+LEAVES = ("out.mp4", "contact-sheet.png", "report.txt", "report.json")
 
 
 @dataclass(frozen=True)
@@ -106,16 +108,20 @@ async def _run(options: Options, environment: Mapping[str, str], progress: Progr
         try:
             path = assets.find_clip(options.clip)
             workflow = assets.load_workflow(options.workflow, options.update)
+            if await asyncio.to_thread(assets.must_be_encoded, path):
+                progress.say(f"encoding {path.name} as H.264 and AAC first, at most 60 s of it")
             clip = await asyncio.to_thread(assets.load_clip, path, work_dir)
-            options.output.mkdir(parents=True, exist_ok=True)
+            _make_output(options.output)
         except (assets.NoAsset, OSError) as exc:
             raise DemoFailed(str(exc)) from exc
         width, height = clip.output_size(options.size)
         progress.say(
-            f"playing {path.name} ({clip.size}) as {width}x{height} through {workflow.name} for {options.seconds:g} s"
+            f"{clip.name} ({clip.size}) as {width}x{height} through {workflow.name} for {options.seconds:g} s"
         )
         if options.clip is None:
             progress.say(assets.CREDIT)
+        if not workflow.update:
+            progress.say('nothing changes half way; --update \'{"node": {"input": value}}\' would')
         try:
             played = await _play(options, environment, clip, workflow, work_dir, progress)
         except (ProgramFailed, DemoFailed) as exc:
@@ -123,14 +129,20 @@ async def _run(options: Options, environment: Mapping[str, str], progress: Progr
             raise DemoFailed(str(exc), exc.log) from exc
         except CannotStart as exc:
             raise DemoFailed(str(exc)) from exc
-        progress.live("measuring")
+        progress.live("decoding and comparing what went in and what came out")
         found = await asyncio.to_thread(analyse, played, work_dir, options.output)
     progress.live("")
     progress.say(found.as_text())
-    progress.say(
-        f"{options.output / 'out.mp4'}  {options.output / 'contact-sheet.png'}  {options.output / 'report.txt'}"
-    )
+    left = [options.output / name for name in LEAVES if (options.output / name).is_file()]
+    progress.say("  ".join(map(str, left)))
     return 0 if found.frames.received else 1
+
+
+def _make_output(output: Path) -> None:
+    """The folder, without what an earlier run left: a run that fails must not look like that one."""
+    output.mkdir(parents=True, exist_ok=True)
+    for name in LEAVES:
+        (output / name).unlink(missing_ok=True)
 
 
 def _keep_logs(work_dir: Path, output: Path) -> None:
@@ -187,7 +199,14 @@ async def _registered(
         while not registered.done():
             await programs.check()
             status = await _ask(http, worker_url, "/stream/status")
-            reason = status.get("additional_info", {}).get("reason") if status else "the shim is starting"
+            known = status.get("additional_info", {})
+            reason = known.get("reason") if status else "the shim is starting"
+            if known.get("engine") == "BROKEN":  # it stays so: an engine does not load its ComfyUI a second time
+                raise DemoFailed(
+                    "ComfyUI did not load, the end of the engine's log says why; what it needs is in its "
+                    "requirements.txt, for the embedded one `pip install 'headrace[comfyui]'` brings it",
+                    _engine_log(programs),
+                )
             elapsed_s = time.monotonic() - started_at
             progress.live(f"waiting for the worker, {elapsed_s:.0f} s: {reason or 'it registers'}")
             await asyncio.wait([registered], timeout=_POLL_S)
@@ -293,8 +312,16 @@ def _words(body: Any) -> str:
     if not isinstance(body, dict):
         return str(body)
     message = str(body.get("message", body))
-    errors = [f"{error.get('path', '')}: {error.get('message', '')}".strip(": ") for error in body.get("errors", [])]
-    return "; ".join([message, *(error for error in errors if error not in message)])
+    parts = [message]
+    for error in body.get("errors", []):
+        what, _, remedy = str(error.get("message", "")).partition("; ")
+        if what not in message:
+            parts.append(f"{error.get('path', '')}: {what}".strip(": "))
+        if remedy and remedy not in message:
+            parts.append(remedy)
+        if (allowed := str(error.get("allowed", ""))) and allowed not in message:
+            parts.append(f"allowed: {allowed}")
+    return "; ".join(parts)
 
 
 def _line(options: Options, published: Published, arrivals: probe.Arrivals, worker: Mapping[str, Any]) -> str:

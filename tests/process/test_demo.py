@@ -148,6 +148,7 @@ def test_workflow_that_cannot_run_is_refused_with_the_way_out(clip, scratch, tmp
     ("arguments", "sentence"),
     [
         (["--input", "/nowhere/clip.mp4"], "there is no file /nowhere/clip.mp4"),
+        (["--input", __file__], "cannot be played: Invalid data"),
         (["--workflow", __file__], "cannot be read as JSON"),
         (["--seconds", "0"], "has to be from 1 to 3600"),
         (["--update", "[1]"], "not a JSON object"),
@@ -196,3 +197,26 @@ def test_change_half_way_shows_in_the_picture(clip, scratch, tmp_path):
     assert sum(after) < 0.1 * len(after)
     with Image.open(tmp_path / "out" / "contact-sheet.png") as sheet:
         assert sheet.width > 1000
+
+
+def test_comfyui_that_does_not_load_ends_the_demo_at_once_with_what_to_install(clip, scratch, tmp_path):
+    broken = tmp_path / "ComfyUI"
+    broken.mkdir()
+    (broken / "nodes.py").write_text("import a_package_that_nobody_installed\n")
+    (broken / "comfyui_version.py").write_text('__version__ = "0.3.75"\n')
+    process = start(
+        scratch, "--input", clip, "--workflow", PASS_THROUGH, "--output", tmp_path / "out", COMFYUI_DIR=str(broken)
+    )
+    code, _, errors = finish(process)
+    assert code == 1
+    assert "headrace: ComfyUI did not load" in errors.splitlines()[-1]
+    assert "requirements.txt" in errors.splitlines()[-1]
+    assert f"{broken} is not a ComfyUI, it has no execution.py" in errors  # the engine's own sentence
+    nothing_left(scratch, set())
+
+
+def test_run_that_fails_leaves_nothing_of_an_earlier_one(clip, scratch, tmp_path):
+    (tmp_path / "report.txt").write_text("all was well")
+    code, _, _ = finish(start(scratch, "--input", clip, "--output", tmp_path, HEADRACE_ENGINE_DEVICE="toaster"))
+    assert code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]

@@ -202,4 +202,5 @@ def test_command_line_of_the_wheel(installed: Path, tmp_path: Path):
         [command, "demo"], cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert "the demo's clip is not here" in done.stderr
+    assert "headrace: the engine cannot run here without torch" in done.stderr
+    assert "pip install 'headrace[engine]'" in done.stderr
