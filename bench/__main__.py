@@ -31,6 +31,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there, as {name: number}")
     arguments = parser.parse_args()
+    if arguments.json and not arguments.json.parent.is_dir():
+        parser.error(f"--json names {arguments.json}, but there is no folder {arguments.json.parent}")
     quick = os.environ.get("QUICK", "") not in ("", "0")
     results = kernels.run(_QUICK_ROUNDS if quick else _ROUNDS)
     print(table(results))
