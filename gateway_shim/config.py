@@ -205,8 +205,8 @@ class Settings:
         default=False, metadata=option("check the orchestrator's certificate", read.switch, "true or false")
     )
     drain_s: float = (
-        field(  # below supervisord's stopwaitsecs, so that streams end by themselves before they are killed
-            default=8.0,
+        field(  # with the end of a stream (manager.END_S, CUT_OFF_S) below supervisord's stopwaitsecs of 20 s
+            default=5.0,
             metadata=option("time for streams to end at shutdown", read.seconds(0, 600), "seconds, 0 to 600"),
         )
     )

@@ -6,11 +6,11 @@ Pure. What is wrong becomes a Violation; reading goes on, so that everything wro
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from .errors import MalformedRequest, Violation
+from .json_text import read_json
 
 #: Keys with a meaning of their own (protocol.md 5.2); a node of that name or title cannot be addressed.
 RESERVED = (
@@ -31,16 +31,6 @@ ENVELOPE = ("stream_id", "gateway_request_id", "manifest_id", "model_id")
 MIN_SIDE, MAX_SIDE = 16, 8192
 #: Frames per second, ComfyStream's own range (comfystream src/comfystream/server/utils).
 MAX_FRAMERATE = 60
-
-
-def read_json(text: str | bytes) -> Any:
-    """A JSON value with exact numbers; NaN, Infinity and numbers beyond float are refused as MalformedRequest."""
-    try:
-        return json.loads(text, parse_float=_finite, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise MalformedRequest("the body is nested too deeply") from None
-    except ValueError as exc:  # JSONDecodeError and UnicodeDecodeError among them
-        raise MalformedRequest(f"the body is not JSON: {exc}") from None
 
 
 class Keys:
@@ -170,17 +160,6 @@ class Keys:
 def is_document(workflow: Mapping[str, Any]) -> bool:
     """Whether this is what ComfyUI's page saves (``nodes`` and ``links``) instead of its API format."""
     return isinstance(workflow.get("nodes"), list)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is beyond the range of numbers")
-    return value
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON value")
 
 
 def kind(value: Any) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import InvalidRequest, MalformedRequest, Violation
-from .keys import RESERVED, Keys, is_document, kind, read_json, shown
+from .json_text import read_json
+from .keys import RESERVED, Keys, is_document, kind, shown
 
 CHANNELS = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
 
@@ -247,7 +248,14 @@ def _identity(
                 Violation(key, f"is {shown(value)}", f"printable text of at most {_MAX_ID_LENGTH} characters")
             )
     if default_id:
-        names.append(default_id)
+        if len(default_id) <= _MAX_ID_LENGTH and default_id.isprintable():
+            names.append(default_id)
+        else:
+            wrong.append(
+                Violation(
+                    "X-Stream-Id", f"is {shown(default_id)}", f"printable text of at most {_MAX_ID_LENGTH} characters"
+                )
+            )
     if not names:
         if require_id and not wrong:
             wrong.append(Violation("gateway_request_id", "is missing", "the id of the stream"))

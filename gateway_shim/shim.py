@@ -16,7 +16,7 @@ from .app import create_app
 from .config import Settings, SettingsError
 from .engine_client import EngineClient
 from .errors import MalformedRequest
-from .keys import read_json
+from .json_text import read_json
 from .orchestrator.byoc import ByocRegistration
 from .orchestrator.registrar import Registrar, RegistrarTiming
 from .routes.context import CONTEXT, Context

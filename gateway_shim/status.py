@@ -54,7 +54,8 @@ def reason(facts: Facts) -> str:
     return {
         "ABSENT": "no engine has answered yet",
         "LOADING": "the engine is loading",
-        "BROKEN": "the engine's ComfyUI did not load; its log says why, and so does GetServerInfo",
+        "BROKEN": "the engine's ComfyUI did not load: see log/engine-0.log in the run directory; "
+        "COMFYUI_DIR names the one to load, `none` runs without",
         "DEAD": f"the engine has been gone for {facts.engine_dead_s:.0f} s",
     }.get(facts.engine, "")
 

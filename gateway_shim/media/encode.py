@@ -112,6 +112,7 @@ class Encoder:
         self._segment_ticks = round(settings.segment_s * TICKS_PER_S)
         self._last_pts: int | None = None
         self._segment_pts = 0  # of its first picture
+        self._segment_asked = False
         self._tables_pts = 0  # when the tables were written last
 
     @property
@@ -131,7 +132,7 @@ class Encoder:
             self._counters.dropped_pictures += 1
             return []
         is_first = self._last_pts is None
-        starts = is_first or pts - self._segment_pts >= self._segment_ticks
+        starts = is_first or self._segment_asked or pts - self._segment_pts >= self._segment_ticks
         if not self._fitter.fits(frame):
             self._counters.scaled_pictures += 1
             frame = self._fitter.fit(frame)
@@ -145,6 +146,10 @@ class Encoder:
         if is_first:
             chunks += self._begin_audio(pts)
         return chunks
+
+    def begin_segment(self) -> None:
+        """The next picture begins a segment: the one before it was lost, and its rest is of use to nobody."""
+        self._segment_asked = True
 
     def audio(self, sound: av.AudioFrame, pts: int) -> list[Chunk]:
         """Encode a block of 48 kHz s16 stereo whose first sample is at ``pts`` (90 kHz).
@@ -183,12 +188,13 @@ class Encoder:
         pts = packet.pts
         assert pts is not None
         starts = packet.is_keyframe and (
-            self._counters.segments == 0 or pts - self._segment_pts >= self._segment_ticks
+            self._counters.segments == 0 or self._segment_asked or pts - self._segment_pts >= self._segment_ticks
         )
         tables = b""
         if starts:
             self._counters.segments += 1
             self._segment_pts = pts
+            self._segment_asked = False
         if starts or pts - self._tables_pts >= _TABLES_TICKS:
             self._tables_pts = pts
             tables = self._writer.tables()

@@ -5,6 +5,8 @@ Each is served at ``/stream/...`` and ``/api/stream/...``: documents and clients
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from ..errors import NoSuchStream
@@ -14,6 +16,8 @@ from .context import CONTEXT, read_body, stream_header
 
 #: How much of a stop call's body is kept: it is a reason for people, at most a line of error text.
 _REASON_BYTES = 1024
+#: A body that was announced and does not come must not keep a stream alive.
+_REASON_WAIT_S = 1.0
 
 
 async def start(request: web.Request) -> web.Response:
@@ -37,7 +41,9 @@ async def stop(request: web.Request) -> web.Response:
     """Always 200: gateways stop a stream up to three times, late, with any body, and also streams that never were."""
     context = request.app[CONTEXT]
     try:
-        reason = (await request.content.read(_REASON_BYTES)).decode("utf-8", "replace").strip()
+        async with asyncio.timeout(_REASON_WAIT_S):
+            text = (await request.content.read(_REASON_BYTES)).decode("utf-8", "replace").strip()
+        reason = "".join(character if character.isprintable() else " " for character in text)
     except Exception as exc:  # a body that cannot be read (reset, bad encoding) must not keep a stream alive
         reason = f"unreadable reason: {exc}"
     name = stream_header(request) or request.query.get("stream_id") or None

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from ..config import Settings
 from ..errors import BodyTooLarge, MalformedRequest, NoSuchStream, NotReady
-from ..keys import read_json
+from ..json_text import read_json
 from ..params import StartRequest, check_hosts
 from ..status import Facts, best_state
 

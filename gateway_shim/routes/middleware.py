@@ -50,7 +50,9 @@ async def bearer(request: web.Request, handler: _Handler) -> web.StreamResponse:
     token = context.settings.auth_token
     if token:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+        if scheme.lower() != "bearer" or not hmac.compare_digest(
+            given.strip().encode("utf-8", "surrogateescape"), token.encode()
+        ):
             context.on_unauthorized()
             raise Unauthorized("the bearer token is missing or wrong")
     return await handler(request)

@@ -353,7 +353,7 @@ class Inference:
             self.prompt = json.loads(description.workflow_json)
             self._engine_version = description.version
 
-    async def opened_or_refused(self) -> None:
+    async def answerable(self) -> None:
         """Wait until an update can be answered: a session is open, or the workflow does not run."""
         while self.refused is None and not self._opened.is_set():
             self._decided.clear()

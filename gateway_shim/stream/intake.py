@@ -12,16 +12,16 @@ from typing import Any
 from ..media.decode import Colour, Decoder, DecoderSettings, Picture, Sound
 from ..media.fit import Fitter
 from ..media.planes import planes_of
-from ..media.ts import TsReader
+from ..media.ts import AccessUnit, TsReader
 from ..trickle.subscriber import Subscriber
 from .ledger import Rate
 from .pacing import TICKS
 
 logger = logging.getLogger(__name__)
 
-#: Bytes collected before they go to the decoder thread. One hop costs 60 us (hot-path.md section 6), so what is
-#: already here goes together; nothing is ever waited for.
-MAX_FEED_BYTES = 256 * 1024
+#: Access units decoded in one hop to the decoder thread. A hop costs 60 us (hot-path.md section 6), but a still one
+#: of 720p has a few hundred bytes, and 1.4 MB decoded: without a bound one segment of them is 400 MB at once.
+UNITS_PER_HOP = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Intake:
         self._size = size
         self._fitter: Fitter | None = None
         self.max_framerate: int | None = None
-        self._last_kept: int | None = None
+        self._due_pts: int | None = None  # of the next frame that the cap lets through
         self.skipped_by_rate = 0
         self.rate = Rate()
         self.last_input_at: float | None = None  # loop time of the last bytes
@@ -78,19 +78,28 @@ class Intake:
         first = True
         async for segment in self._subscriber:
             if segment.gap:
-                await self._decode(self._lost)
+                self._reader.gap()
             async for data in segment:
                 self.last_input_at = loop.time()
                 if first:
                     first = False
                     self._on_first_segment()
-                await self._decode(self._feed, data)
-            await self._decode(self._end_segment if segment.complete else self._lost)
-        await self._decode(self._flush)
+                await self._decode(await self._in_worker(self._reader.feed, data))
+            if segment.complete:
+                await self._decode(await self._in_worker(self._reader.end_segment))
+            else:
+                self._reader.gap()
+        await self._hand_on(await self._in_worker(self._flush))
         return self._subscriber.closed_reason or "the input channel ended"
 
-    async def _decode(self, step: Callable[..., list[Decoded | Sound]], *arguments: Any) -> None:
-        frames = await asyncio.get_running_loop().run_in_executor(self._worker, step, *arguments)
+    async def _in_worker(self, step: Callable[..., list[Any]], *arguments: Any) -> list[Any]:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, step, *arguments)
+
+    async def _decode(self, units: list[AccessUnit]) -> None:
+        for at in range(0, len(units), UNITS_PER_HOP):
+            await self._hand_on(await self._in_worker(self._decode_units, units[at : at + UNITS_PER_HOP]))
+
+    async def _hand_on(self, frames: list[Decoded | Sound]) -> None:
         for frame in frames:
             if isinstance(frame, Sound):
                 self._on_sound(frame)
@@ -98,21 +107,14 @@ class Intake:
                 self.rate.tick()
                 await self._on_picture(frame)
 
-    def close(self) -> None:
-        """End the decoder thread; call when `run` has ended or was cancelled."""
-        self._worker.shutdown(wait=True)
+    async def close(self) -> None:
+        """End the decoder thread; call when `run` has ended or was cancelled. Waits for a hop that runs."""
+        await asyncio.to_thread(self._worker.shutdown, wait=True)
 
     # ---- on the decoder thread
 
-    def _feed(self, data: bytes) -> list[Decoded | Sound]:
-        return self._ready(self._decoder.feed(self._reader.feed(data)))
-
-    def _end_segment(self) -> list[Decoded | Sound]:
-        return self._ready(self._decoder.feed(self._reader.end_segment()))
-
-    def _lost(self) -> list[Decoded | Sound]:
-        self._reader.gap()
-        return []
+    def _decode_units(self, units: list[AccessUnit]) -> list[Decoded | Sound]:
+        return self._ready(self._decoder.feed(units))
 
     def _flush(self) -> list[Decoded | Sound]:
         units = self._reader.end_segment()
@@ -133,10 +135,14 @@ class Intake:
         """Whether a cap on the frame rate keeps this frame."""
         if self.max_framerate is None:
             return True
-        # 10 % of an interval of slack: a 30 fps input with jitter must pass a cap of 30 whole.
-        if self._last_kept is not None and 0 <= pts - self._last_kept < 0.9 * TICKS / self.max_framerate:
+        interval = TICKS // self.max_framerate
+        if self._due_pts is None or not -interval <= self._due_pts - pts <= interval:
+            self._due_pts = pts  # the first frame, a jump, or a pause
+        # A tenth of an interval of slack: a 30 fps input with jitter passes a cap of 30 whole. The schedule goes on
+        # in whole intervals, so that 24 out of 30 are 24 and not every second frame.
+        if pts < self._due_pts - interval // 10:
             return False
-        self._last_kept = pts
+        self._due_pts += interval
         return True
 
     def _copy_out(self, picture: Picture) -> Decoded:

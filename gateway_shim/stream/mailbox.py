@@ -32,7 +32,10 @@ class Entry:
 
 
 class Mailbox:
-    """Bounded, ordered, keyed. One producer, one taker (the engine's sender), one popper (the output)."""
+    """Ordered and keyed; `room` is its bound, for which the producer waits.
+
+    One producer, one taker (the engine's sender), one popper (the output).
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -119,6 +122,9 @@ class Mailbox:
                 if head.outcome is not None:
                     self._entries.popleft()
                     del self._by_id[head.frame_id]
+                    # Nobody takes while the engine grants no credit; what is settled must not wait for that.
+                    while self._unsent and self._unsent[0].outcome is not None:
+                        self._unsent.popleft()
                     if len(self._entries) < self._limit:
                         self._room.set()
                     return head

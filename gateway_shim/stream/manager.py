@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +17,15 @@ from .session import StreamSession, StreamSettings
 
 logger = logging.getLogger(__name__)
 
-#: Time for the engine to look at a workflow while the orchestrator waits; it gives a start up after 5 s in all.
-CHECK_TIMEOUT_S = 2.0
+#: Times within a start, which the orchestrator gives up after 5 s in all (protocol.md 4.4): for a stream that is
+#: ending to make room, and for the engine to look at the workflow.
+ENDING_WAIT_S = 1.5
+CHECK_TIMEOUT_S = 1.5
+
+#: A stream ends within this after it was told to, or is cut off: two drains, the farewell, and closing channels that
+#: take nothing (session.py). With ``drain_s`` before it this stays below supervisord's stopwaitsecs of 20 s.
+END_S = 8.0
+CUT_OFF_S = 4.0
 
 
 class Streams:
@@ -63,8 +69,9 @@ class Streams:
         The same request again (same id, same channels) gives the running stream. Raises StreamConflict, StreamsFull,
         NotReady when no engine answers, WorkflowRefused with every finding.
         """
+        await self._ending_made_room(request.stream_id)
         if (running := self._sessions.get(request.stream_id)) is not None:
-            if running.request.channels == request.channels:
+            if running.request.channels == request.channels and not running.ending:
                 return running
             raise StreamConflict(f"stream {request.stream_id} runs already, with other channels; stop it first")
         self._check_room()
@@ -83,11 +90,25 @@ class Streams:
         self.on_change()
         return session
 
+    async def _ending_made_room(self, stream_id: str) -> None:
+        """Wait a moment for streams on their way out that stand in the way of this start."""
+        full = len(self._sessions) >= self.capacity
+        ending = {
+            self._tasks[each.stream_id]
+            for each in self._sessions.values()
+            if each.ending and (each.stream_id == stream_id or full)
+        }
+        if ending:
+            await asyncio.wait(ending, timeout=ENDING_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+
     def _check_room(self) -> None:
         if self._draining:
             raise NotReady("this worker is shutting down and takes no stream")
         if len(self._sessions) >= self.capacity:
             raise StreamsFull(f"insufficient capacity: all {self.capacity} streams are in use")
+        ready = [engine.info for engine in self._engines if engine.state is EngineState.READY and engine.info]
+        if ready and len(self._sessions) >= (room := sum(info.limits.max_sessions for info in ready)):
+            raise StreamsFull(f"insufficient capacity: all {room} sessions of the engine are in use")
         if not any(engine.state in (EngineState.READY, EngineState.LOADING) for engine in self._engines):
             why = next((engine.reason for engine in self._engines if engine.reason), "")
             raise NotReady(why or "the engine does not answer; supervisord restarts it, try again in a few seconds")
@@ -111,9 +132,9 @@ class Streams:
                 self._idle.set()
             self.on_change()
 
-    async def stop(self, stream_id: str | None, reason: str, timeout_s: float = 8.0) -> bool:
-        """End one stream and wait for it; with no id the only one. False when there is no such stream: a late
-        duplicate of a stop is no error (protocol.md 3.5)."""
+    async def stop(self, stream_id: str | None, reason: str) -> bool:
+        """Tell one stream to end and wait for that, ``END_S`` at most; with no id the only one. False when there is
+        no such stream: a late duplicate of a stop is no error (protocol.md 3.5)."""
         if stream_id is None and len(self._sessions) == 1:
             stream_id = next(iter(self._sessions))
         session = self._sessions.get(stream_id or "")
@@ -121,7 +142,7 @@ class Streams:
             return False
         task = self._tasks[session.stream_id]
         session.stop(reason)
-        await asyncio.wait({task}, timeout=timeout_s)
+        await asyncio.wait({task}, timeout=END_S)
         return True
 
     async def drain(self, deadline_s: float) -> None:
@@ -132,13 +153,13 @@ class Streams:
         if tasks and deadline_s > 0:
             await asyncio.wait(tasks, timeout=deadline_s)
         for session in list(self._sessions.values()):
-            session.stop("this worker is shutting down")
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=8.0)
+            session.stop("this worker is shutting down", abandon_output=True)
+        if left := list(self._tasks.values()):
+            _, late = await asyncio.wait(left, timeout=END_S)
             for task in late:
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(*late, return_exceptions=True)
+            if late:
+                await asyncio.wait(late, timeout=CUT_OFF_S)
 
     async def wait_idle(self) -> None:
         """Wait until no stream runs."""
@@ -151,8 +172,9 @@ class Streams:
         if stream_id is None:
             if len(self._sessions) == 1:
                 return next(iter(self._sessions.values()))
-            running = ", ".join(self._sessions) or "none"
-            raise NoSuchStream(f"say which stream (X-Stream-Id, or in the path); running: {running}")
+            if not self._sessions:
+                raise NoSuchStream("no stream is running")
+            raise NoSuchStream(f"say which stream (X-Stream-Id, or in the path): {', '.join(self._sessions)}")
         if (session := self._sessions.get(stream_id)) is not None:
             return session
         raise NoSuchStream(f"stream {stream_id} is not running here")

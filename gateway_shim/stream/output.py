@@ -66,14 +66,12 @@ class Output:
 
     async def run(self) -> None:
         """Raises ChannelClosed when the orchestrator ended the output channel."""
-        audio = asyncio.create_task(self._release_overdue(), name="overdue sound")
-        try:
+        async with asyncio.TaskGroup() as both:
+            sound = both.create_task(self._release_overdue(), name="overdue sound")
             while (entry := await self._mailbox.pop()) is not None:
                 await self._show(entry)
             await self._finish()
-        finally:
-            audio.cancel()
-            await asyncio.gather(audio, return_exceptions=True)
+            sound.cancel()
 
     async def _show(self, entry: Entry) -> None:
         now = asyncio.get_running_loop().time()
@@ -83,9 +81,9 @@ class Output:
         shown = self.fallback.choose(entry)
         self._settle(entry, shown)
         async with self._writing:
-            await self._write(await self._in_worker(self._encode, entry, shown))
+            if await self._write(await self._in_worker(self._encode, entry, shown)):
+                self._ledger.published += 1
             await self._write_sound(self._gate.release(entry.pts))
-        self._ledger.published += 1
         self.rate.tick()
         self.last_output_at = asyncio.get_running_loop().time()
 
@@ -124,6 +122,11 @@ class Output:
             return []
         return [chunk for block in blocks for chunk in self._encoder.audio(block.frame, block.pts)]
 
+    def _begin_segment(self) -> list[Chunk]:
+        if self._encoder is not None:
+            self._encoder.begin_segment()
+        return []
+
     def _flush(self) -> list[Chunk]:
         return self._encoder.flush() if self._encoder is not None else []
 
@@ -133,22 +136,29 @@ class Output:
         if waiting := list(blocks):
             await self._write(await self._in_worker(self._encode_sound, waiting))
 
-    async def _write(self, chunks: list[Chunk]) -> None:
+    async def _write(self, chunks: list[Chunk]) -> bool:
+        """Whether the channel took them all. A segment that it did not take is followed by another at once."""
         if self._publisher is None:
-            return
+            return True
+        taken = True
         for chunk in chunks:
-            if chunk.starts_segment:
-                await self._next_segment(self._publisher)
-            if self._segment is None:
-                continue  # the rest of a segment that was lost: of no use without its beginning
             try:
+                if chunk.starts_segment:
+                    await self._next_segment(self._publisher)
+                if self._segment is None:
+                    taken = False  # the rest of a segment that was lost: of no use without its beginning
+                    continue
                 await self._segment.write(chunk.data)
             except ChannelClosed:
                 raise
             except ChannelError as exc:
+                taken = False
                 self.lost_segments += 1
                 self._segment = None
+                if self._encoder is not None:
+                    await self._in_worker(self._begin_segment)
                 logger.warning("an output segment was lost: %s", exc)
+        return taken
 
     async def _next_segment(self, publisher: Publisher) -> None:
         if self._segment is not None:
@@ -187,6 +197,6 @@ class Output:
             await asyncio.wait(self._closing, timeout=SEGMENT_CLOSE_S)
         for task in self._closing:
             task.cancel()
-        self._worker.shutdown(wait=True)
+        await asyncio.to_thread(self._worker.shutdown, wait=True)
         if self._encoder is not None:
             self._encoder.close()

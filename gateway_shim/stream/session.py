@@ -8,36 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from proto import engine_pb2 as pb
 
 from ..engine_client import EngineClient
-from ..errors import HeadraceError, SizeIsFixed, Violation
+from ..errors import SizeIsFixed, VersionConflict, Violation
+from ..logs import current_stream
 from ..media.decode import Sound
 from ..media.encode import EncoderSettings
 from ..params import StartRequest, Update, parse_update
 from ..trickle.connection import open_http
-from ..trickle.control import control_messages
 from ..trickle.data import DataWriter
-from ..trickle.publisher import Publisher
+from ..trickle.publisher import Publisher, PublisherTiming
 from ..trickle.subscriber import Subscriber
 from ..trickle.wire import ChannelClosed, ChannelError
 from .av_sync import AudioGate
-from .events import Events, now_ms
+from .control import ControlUpdates
+from .events import Events
 from .inference import Inference, UpdateResult
 from .intake import Decoded, Intake
 from .ledger import Ledger, Outcome
 from .mailbox import Entry, Mailbox
 from .output import Output
 from .pacing import Pacer
-from .state import StreamFacts, StreamState, stream_state
+from .report import Report
+from .state import StreamState
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +53,9 @@ DRAIN_S = 2.0
 
 #: Longest wait of a control message for an engine that is loading.
 CONTROL_WAIT_S = 60.0
+
+#: A channel that takes nothing must not hold up the end of a stream beyond supervisord's patience (stopwaitsecs).
+PUBLISHER_TIMING = PublisherTiming(close_s=2.0, request_s=2.0)
 
 PIPELINE_NAME = "comfystream"
 
@@ -78,19 +80,20 @@ class StreamSession:
     def __init__(self, request: StartRequest, engines: Sequence[EngineClient], settings: StreamSettings) -> None:
         self.request = request
         self.stream_id = request.stream_id
+        self.end_reason = ""
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._ended = asyncio.Event()
-        self.end_reason = ""
-        self._own_failure = False
-        self._started_at_ms = now_ms()
         self._started_at = self._loop.time()
+        self._ended = asyncio.Event()
+        self._abandon_output = False
         self._ledger = Ledger()
         self._mailbox = Mailbox(MAX_WAITING_FRAMES)
         self._pacer = Pacer(settings.latency_budget_s)
         self._gate: AudioGate[Sound] = AudioGate()
+        self._publisher: Publisher | None = None
         self._intake: Intake | None = None
         self._output: Output | None = None
+        self._control: ControlUpdates | None = None
         self._data: DataWriter | None = None
         self._events = Events(None, self.status)
         self._inference = Inference(
@@ -102,21 +105,26 @@ class StreamSession:
             budget_s=settings.latency_budget_s,
             on_text=self._on_text,
         )
-        self._max_framerate = request.max_framerate
+        self._report = Report(settings.pipeline, self._inference, self._ledger, request.params, self._loop.time)
         self._size: tuple[int, int] | None = (
             (request.width, request.height) if request.width and request.height else None
         )
         self._next_frame_id = 0
         self._last_pts: int | None = None
-        self._last_params: Mapping[str, Any] = request.params
-        self._last_params_at_ms: int | None = None
-        self._running = False
-        self._refused_controls = 0
 
     # ---- life
 
-    def stop(self, reason: str) -> None:
-        """Ask the stream to end in order; `run` returns soon after."""
+    @property
+    def ending(self) -> bool:
+        """Whether it is on its way out; it takes no update any more and will soon make room."""
+        return self._ended.is_set()
+
+    def stop(self, reason: str, *, abandon_output: bool = False) -> None:
+        """Ask the stream to end in order; `run` returns soon after.
+
+        abandon_output: delete the output channel, so that the gateway looks for another worker at once.
+        """
+        self._abandon_output |= abandon_output
         self._end(reason)
 
     def _end(self, reason: str) -> None:
@@ -127,47 +135,57 @@ class StreamSession:
 
     async def run(self) -> None:
         """Run until the stream is over. Never raises but CancelledError; `end_reason` says why it ended."""
-        self._running = True
+        current_stream.set(self.stream_id)
+        self._report.running = True
         try:
             async with contextlib.AsyncExitStack() as stack:
-                await self._open(stack)
-                stack.push_async_callback(self._say_farewell)
-                await self._run_stages()
-        except* ChannelClosed as group:
-            self._end(f"a channel is over: {group.exceptions[0]}")
-        except* Exception as group:  # any stage may fail in any way; the stream ends, the shim lives on
-            self._own_failure = True
-            logger.exception("stream %s failed", self.stream_id, exc_info=group)
-            self._end(f"failed: {_first(group)}")
+                await self._reasoned(self._open(stack))
+                if not self.ending:
+                    await self._reasoned(self._run_stages())
+        except ChannelError as exc:
+            # Of a channel that did not close cleanly; why the stream ended is known by now.
+            logger.info("stream %s: %s", self.stream_id, exc)
         finally:
-            self._running = False
+            self._report.running = False
             for entry in self._mailbox.clear():
                 self._ledger.settle(Outcome.DROPPED, entry.reason or "stream_ended")
             logger.info("stream %s: ended: %s; frames %s", self.stream_id, self.end_reason, self._ledger.as_json())
+
+    async def _reasoned(self, part: Coroutine[Any, Any, None]) -> None:
+        """Run a part of the stream's life; what it raises becomes the reason of the end, and is known before the
+        channels close: they carry the farewell, and the output channel goes with a failure of ours."""
+        try:
+            await part
+        except* ChannelClosed as group:
+            self._end(f"a channel is over: {_first(group)}")
+        except* Exception as group:  # any stage may fail in any way; the stream ends, the shim lives on
+            self._abandon_output = True
+            logger.exception("stream %s failed", self.stream_id, exc_info=group)
+            self._events.error("stream_failed", f"the stream failed: {_first(group)}")
+            self._end(f"failed: {_first(group)}")
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
         """Open every channel that the request names; the stack closes them in the reverse order."""
         request = self.request
         # Its own connections: nothing of this stream outlives it, and a slow one cannot starve another.
         http = await stack.enter_async_context(open_http())
+
+        def publisher(url: str, content_type: str) -> Publisher:
+            # Resumed: on a channel that somebody wrote to before, an index from zero would be discarded (1.5).
+            return Publisher(http, url, content_type=content_type, resume=True, timing=PUBLISHER_TIMING)
+
         if request.events_url:
-            events = await stack.enter_async_context(
-                Publisher(http, request.events_url, content_type="application/json")
-            )
+            events = await stack.enter_async_context(publisher(request.events_url, "application/json"))
             self._events.attach(events)
-        publisher = None
+            stack.push_async_callback(self._say_farewell)
         if request.publish_url:
-            publisher = await stack.enter_async_context(
-                Publisher(http, request.publish_url, content_type="video/mp2t")
-            )
-            stack.push_async_callback(self._delete_after_own_failure, publisher)
+            self._publisher = await stack.enter_async_context(publisher(request.publish_url, "video/mp2t"))
+            stack.push_async_callback(self._delete_abandoned, self._publisher)
         if request.data_url:
-            data = await stack.enter_async_context(
-                Publisher(http, request.data_url, content_type="application/jsonl")
-            )
+            data = await stack.enter_async_context(publisher(request.data_url, "application/jsonl"))
             self._data = await stack.enter_async_context(DataWriter(data))
-        self._output = Output(
-            publisher,
+        self._output = self._report.output = Output(
+            self._publisher,
             self._mailbox,
             self._gate,
             self._ledger,
@@ -179,7 +197,7 @@ class StreamSession:
         stack.push_async_callback(self._output.close)
         if request.subscribe_url:
             subscriber = await stack.enter_async_context(Subscriber(http, request.subscribe_url))
-            self._intake = Intake(
+            self._intake = self._report.intake = Intake(
                 subscriber,
                 size=self._size,
                 on_picture=self._on_picture,
@@ -187,24 +205,30 @@ class StreamSession:
                 on_first_segment=lambda: self._events.trace("runner_receive_first_ingest_segment"),
                 name=self.stream_id,
             )
-            self._intake.max_framerate = self._max_framerate
-            stack.callback(self._intake.close)
-        self._control: Subscriber | None = None
+            self._intake.max_framerate = request.max_framerate
+            stack.push_async_callback(self._intake.close)
         if request.control_url:
-            self._control = await stack.enter_async_context(Subscriber(http, request.control_url))
+            control = await stack.enter_async_context(Subscriber(http, request.control_url))
+            self._control = ControlUpdates(control, self._update_when_possible, self._events)
         self._events.trace("runner_receive_stream_request")
 
     async def _run_stages(self) -> None:
         assert self._output is not None
         async with asyncio.TaskGroup() as stages:
-            events = stages.create_task(self._events.run(), name=f"events {self.stream_id}")
-            output = stages.create_task(self._output.run(), name=f"output {self.stream_id}")
-            inference = stages.create_task(self._inference.run(), name=f"inference {self.stream_id}")
-            listeners = [stages.create_task(self._watch_silence(), name=f"watchdog {self.stream_id}")]
+
+            def begin(part: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+                return stages.create_task(part, name=f"{name} {self.stream_id}")
+
+            events = begin(self._events.run(), "events")
+            output = begin(self._output.run(), "output")
+            inference = begin(self._inference.run(), "inference")
+            listeners = [begin(self._watch_silence(), "watchdog")]
+            if self._publisher is not None:
+                listeners.append(begin(self._watch_output(self._publisher), "output channel"))
             if self._intake is not None:
-                listeners.append(stages.create_task(self._receive(self._intake), name=f"receive {self.stream_id}"))
+                listeners.append(begin(self._end_with(self._intake.run()), "receive"))
             if self._control is not None:
-                listeners.append(stages.create_task(self._follow_control(), name=f"control {self.stream_id}"))
+                listeners.append(begin(self._end_with(self._control.run()), "control"))
             await self._ended.wait()
             # The ladder: stop reading, drain, flush, close, cancel.
             for task in listeners:
@@ -225,20 +249,23 @@ class StreamSession:
             async with asyncio.timeout(DRAIN_S):
                 await self._events.flush()
 
-    async def _delete_after_own_failure(self, publisher: Publisher) -> None:
+    async def _delete_abandoned(self, publisher: Publisher) -> None:
         # The gateway fails over at once when the output channel is gone, and after 30 s of silence otherwise.
-        if self._own_failure:
+        if self._abandon_output:
             with contextlib.suppress(ChannelError):
                 await publisher.delete()
 
-    async def _receive(self, intake: Intake) -> None:
-        self._end(await intake.run())
+    async def _end_with(self, part: Coroutine[Any, Any, str]) -> None:
+        self._end(await part)
+
+    async def _watch_output(self, publisher: Publisher) -> None:
+        """The orchestrator may end the output channel while nothing is written to it."""
+        await publisher.closed.wait()
+        self._end(f"the output channel is over: {publisher.closed_reason}")
 
     async def _watch_silence(self) -> None:
-        if self._intake is None:
-            return
         while True:
-            last = self._intake.last_input_at
+            last = self._intake.last_input_at if self._intake is not None else None
             limit_s = self._settings.input_timeout_s if last is not None else FIRST_INPUT_S
             left = (last if last is not None else self._started_at) + limit_s - self._loop.time()
             if left <= 0:
@@ -246,19 +273,6 @@ class StreamSession:
                 return
             # The first byte shortens the limit, so look again before the long one is over.
             await asyncio.sleep(min(left, self._settings.input_timeout_s))
-
-    async def _follow_control(self) -> None:
-        assert self._control is not None
-        async for message in control_messages(self._control):
-            try:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(CONTROL_WAIT_S):
-                        await self._inference.opened_or_refused()
-                await self.update(message)
-            except HeadraceError as exc:
-                self._refused_controls += 1
-                self._events.error("update_refused", exc.message, errors=[each.as_json() for each in exc.violations])
-        self._end(f"the control channel is over: {self._control.closed_reason}")
 
     # ---- frames
 
@@ -327,16 +341,24 @@ class StreamSession:
         """Apply one update in any of the accepted shapes. Raises a HeadraceError; then nothing has changed."""
         update = parse_update(body, self._inference.prompt)
         self._check_size(update)
-        result = UpdateResult(self._inference.version, None)
+        if expected_version not in (0, self.version):
+            raise VersionConflict(f"the parameters are at version {self.version}, not {expected_version}")
+        result = UpdateResult(self.version, None)
         if update.workflow is not None or update.overrides:
             result = await self._inference.update(update, dry_run=dry_run, expected_version=expected_version)
         if not dry_run:
             if update.max_framerate is not None and self._intake is not None:
                 self._intake.max_framerate = update.max_framerate
-            self._last_params = body if isinstance(body, Mapping) else {}
-            self._last_params_at_ms = now_ms()
+            self._report.updated(body)
             self._events.send("params_updated", {"params": body, "version": result.version})
         return result
+
+    async def _update_when_possible(self, body: Any) -> None:
+        """An update from the control channel, where nobody can be told to come back."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONTROL_WAIT_S):
+                await self._inference.answerable()
+        await self.update(body)
 
     def _check_size(self, update: Update) -> None:
         wanted = (update.width, update.height)
@@ -351,69 +373,11 @@ class StreamSession:
 
     @property
     def state(self) -> StreamState:
-        return stream_state(self._facts())
-
-    def _facts(self) -> StreamFacts:
-        now = self._loop.time()
-        inference = self._inference
-
-        def age(moment: float | None) -> float | None:
-            return None if moment is None else now - moment
-
-        return StreamFacts(
-            running=self._running,
-            engine_open=inference.is_open,
-            ever_processed=inference.ever_processed,
-            age_s=now - self._started_at,
-            input_age_s=age(self._intake.last_input_at if self._intake else None),
-            input_fps=self._intake.rate.per_second if self._intake else 0.0,
-            output_age_s=age(self._output.last_output_at if self._output else None),
-            inference_fps=inference.rate.per_second,
-            error_age_s=age(inference.last_error_at),
-            restart_age_s=age(inference.last_reopen_at),
-            workflow_refused=inference.refused is not None,
-        )
+        return self._report.state
 
     def status(self) -> dict[str, Any]:
-        """The payload of the ``status`` event, ai-runner's shape (protocol.md 4.7) and our counters beside it."""
-        inference = self._inference
-        intake, output = self._intake, self._output
-        params = dict(self._last_params)
-        return {
-            "type": "status",
-            "pipeline": self._settings.pipeline,
-            "state": self.state.value,
-            "start_time": self._started_at_ms,
-            "last_state_update_time": now_ms(),
-            "input_status": {
-                "last_input_time": self._wall_ms(intake.last_input_at if intake else None),
-                "fps": round(intake.rate.per_second, 1) if intake else 0.0,
-            },
-            "inference_status": {
-                "last_output_time": self._wall_ms(output.last_output_at if output else None),
-                "fps": round(output.rate.per_second, 1) if output else 0.0,
-                "processed_fps": round(inference.rate.per_second, 1),
-                "graph_ms": round(inference.graph_ms, 2),
-                "last_params_update_time": self._last_params_at_ms,
-                "last_params": params or None,
-                "last_params_hash": hashlib.md5(
-                    json.dumps(params, sort_keys=True, default=str).encode(), usedforsecurity=False
-                ).hexdigest(),
-                "params_version": inference.version,
-                "last_error_time": self._wall_ms(inference.last_error_at),
-                "last_error": inference.last_error,
-                "last_restart_time": self._wall_ms(inference.last_reopen_at),
-                "last_restart_logs": None,
-                "restart_count": inference.reopened,
-            },
-            "frames": self._ledger.as_json(),
-            "last_status_timestamp": now_ms(),
-            "timestamp": now_ms(),
-        }
-
-    def _wall_ms(self, moment: float | None) -> int | None:
-        """A loop time as milliseconds since the Unix epoch."""
-        return None if moment is None else round((time.time() - (self._loop.time() - moment)) * 1000)
+        """The payload of the ``status`` event; see `Report`."""
+        return self._report.status()
 
 
 def _colour(colour: Any) -> pb.Colour:

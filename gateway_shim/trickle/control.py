@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
+from ..errors import MalformedRequest
+from ..json_text import read_json
 from .subscriber import Subscriber
 from .wire import SegmentTooLarge
 
@@ -38,16 +39,12 @@ async def control_messages(subscriber: Subscriber, *, limit: int = MESSAGE_LIMIT
         if not text.strip():
             continue
         try:
-            value = json.loads(text, parse_constant=_refuse)
-        except (ValueError, RecursionError) as exc:
-            complain(f"segment {segment.seq} is not JSON: {exc}")
+            value = read_json(text)
+        except MalformedRequest as exc:
+            complain(f"segment {segment.seq}: {exc}")
             continue
         if value != KEEP_ALIVE:
             yield value
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not a JSON value")
 
 
 class _Complaints:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_shim.errors import InvalidRequest, MalformedRequest, Violation
-from gateway_shim.keys import read_json
+from gateway_shim.json_text import read_json
 from gateway_shim.params import Update, check_hosts, nodes_of, parse_start, parse_update
 
 WORKFLOW: dict[str, Any] = {

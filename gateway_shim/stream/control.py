@@ -1,0 +1,67 @@
+"""Updates from the control channel: read at once, applied in order.
+
+Reading and applying are two tasks. An update may wait for a frame, or for an engine that boots; a reader that waited
+with it would fall out of the broker's five segments and lose the last update, the one that counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ..errors import HeadraceError
+from ..trickle.control import control_messages
+from ..trickle.subscriber import Subscriber
+from .events import Events
+
+logger = logging.getLogger(__name__)
+
+#: Updates that wait to be applied. A client that sends more while nothing is applied loses its oldest, with an event.
+MAX_WAITING = 256
+
+
+class ControlUpdates:
+    """``apply`` gets each JSON value and raises a HeadraceError for what it refuses."""
+
+    def __init__(self, subscriber: Subscriber, apply: Callable[[Any], Awaitable[object]], events: Events) -> None:
+        self._subscriber = subscriber
+        self._apply = apply
+        self._events = events
+        self._waiting: deque[Any] = deque()
+        self._arrived = asyncio.Event()
+
+    async def run(self) -> str:
+        """Until the channel is over; returns why. What still waits then is not applied: the stream ends."""
+        applier = asyncio.create_task(self._apply_waiting(), name="apply control updates")
+        try:
+            async for message in control_messages(self._subscriber):
+                if len(self._waiting) == MAX_WAITING:
+                    self._waiting.popleft()
+                    self._events.error("update_lost", f"more than {MAX_WAITING} updates wait; the oldest was dropped")
+                self._waiting.append(message)
+                self._arrived.set()
+        finally:
+            applier.cancel()
+            await asyncio.gather(applier, return_exceptions=True)
+        return f"the control channel is over: {self._subscriber.closed_reason}"
+
+    async def _apply_waiting(self) -> None:
+        while True:
+            self._arrived.clear()
+            while self._waiting:
+                await self._apply_one(self._waiting.popleft())
+            await self._arrived.wait()
+
+    async def _apply_one(self, message: Any) -> None:
+        try:
+            await self._apply(message)
+        except HeadraceError as exc:
+            self._events.error("update_refused", exc.message, errors=[each.as_json() for each in exc.violations])
+        except Exception:  # an update that we failed to handle is refused; the stream does not pay for our bug
+            incident = uuid.uuid4().hex[:8]
+            logger.exception("a control update failed, incident %s", incident)
+            self._events.error("update_refused", f"internal error, incident {incident}; nothing was changed")
