@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -64,6 +65,9 @@ class EngineState(StrEnum):
     DEAD = "dead"  # answered before, does not now
 
 
+#: Reason of the ErrorInfo whose metadata says what each wrong field takes (UpdateSession in engine.proto).
+ALLOWED = "ALLOWED"
+
 #: gRPC status to what the caller did wrong; everything else means that the engine is gone.
 _REFUSALS: dict[grpc.StatusCode, type[HeadraceError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
@@ -85,6 +89,10 @@ def error_from(exc: grpc.aio.AioRpcError) -> HeadraceError:
         bad_request = error_details_pb2.BadRequest()
         if detail.Is(bad_request.DESCRIPTOR) and detail.Unpack(bad_request):
             violations += [Violation(_path(field.field), field.description) for field in bad_request.field_violations]
+        info = error_details_pb2.ErrorInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.reason == ALLOWED:
+            allowed = {_path(path): text for path, text in info.metadata.items()}
+            violations = [replace(each, allowed=allowed.get(each.path, "")) for each in violations]
     kind = _REFUSALS.get(exc.code(), EngineGone)
     return kind(exc.details() or f"the engine answered {exc.code().name}", tuple(violations))
 

@@ -31,12 +31,14 @@ from ..trickle.subscriber import Subscriber
 from ..trickle.wire import ChannelClosed, ChannelError
 from .av_sync import AudioGate
 from .events import Events, now_ms
-from .inference import Inference, UpdateResult
+from .inference import Inference
 from .intake import Decoded, Intake
 from .ledger import Ledger, Outcome
 from .mailbox import Entry, Mailbox
 from .output import Output
 from .pacing import Pacer
+from .parameters import UpdateResult
+from .schema import schema_of
 from .state import StreamFacts, StreamState, stream_state
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,12 @@ DRAIN_S = 2.0
 
 #: Longest wait of a control message for an engine that is loading.
 CONTROL_WAIT_S = 60.0
+
+#: Characters of an update, as JSON, that events repeat. A whole workflow of 26 nodes has 10,000.
+MAX_PARAMS_IN_EVENTS = 64 * 1024
+
+#: Updates of the control channel that wait for an answer at one time; beyond it the channel waits.
+MAX_CONTROLS = 64
 
 PIPELINE_NAME = "comfystream"
 
@@ -249,16 +257,24 @@ class StreamSession:
 
     async def _follow_control(self) -> None:
         assert self._control is not None
-        async for message in control_messages(self._control):
-            try:
+        room = asyncio.Semaphore(MAX_CONTROLS)
+        async with asyncio.TaskGroup() as updates:
+            async for message in control_messages(self._control):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CONTROL_WAIT_S):
                         await self._inference.opened_or_refused()
-                await self.update(message)
-            except HeadraceError as exc:
-                self._refused_controls += 1
-                self._events.error("update_refused", exc.message, errors=[each.as_json() for each in exc.violations])
-        self._end(f"the control channel is over: {self._control.closed_reason}")
+                # Not one after the other: what comes while one is on its way goes together in the next.
+                await room.acquire()
+                task = updates.create_task(self._update_by_control(message), name=f"control {self.stream_id}")
+                task.add_done_callback(lambda _: room.release())
+            self._end(f"the control channel is over: {self._control.closed_reason}")
+
+    async def _update_by_control(self, message: Any) -> None:
+        try:
+            await self.update(message)
+        except HeadraceError as exc:
+            self._refused_controls += 1
+            self._events.error("update_refused", exc.message, errors=[each.as_json() for each in exc.violations])
 
     # ---- frames
 
@@ -317,26 +333,39 @@ class StreamSession:
     @property
     def prompt(self) -> Mapping[str, Any]:
         """The workflow that runs, API format, with every accepted override."""
-        return self._inference.prompt
+        return self._inference.parameters.prompt
 
     @property
     def version(self) -> int:
-        return self._inference.version
+        return self._inference.parameters.version
 
     async def update(self, body: Any, *, dry_run: bool = False, expected_version: int = 0) -> UpdateResult:
         """Apply one update in any of the accepted shapes. Raises a HeadraceError; then nothing has changed."""
-        update = parse_update(body, self._inference.prompt)
-        self._check_size(update)
-        result = UpdateResult(self._inference.version, None)
-        if update.workflow is not None or update.overrides:
-            result = await self._inference.update(update, dry_run=dry_run, expected_version=expected_version)
+
+        def read(prompt: Mapping[str, Any]) -> Update:
+            update = parse_update(body, prompt)
+            self._check_size(update)
+            return update
+
+        update, result = await self._inference.parameters.update(
+            read, dry_run=dry_run, expected_version=expected_version
+        )
         if not dry_run:
             if update.max_framerate is not None and self._intake is not None:
                 self._intake.max_framerate = update.max_framerate
-            self._last_params = body if isinstance(body, Mapping) else {}
+            # Every status event repeats it, and a segment of the events channel has a limit.
+            small = len(json.dumps(body)) <= MAX_PARAMS_IN_EVENTS
+            self._last_params = body if isinstance(body, Mapping) and small else {}
             self._last_params_at_ms = now_ms()
-            self._events.send("params_updated", {"params": body, "version": result.version})
+            facts = {"version": result.version, "effective_pts": result.effective_pts}
+            self._events.send("params_updated", {"params": body if small else None, **facts})
         return result
+
+    async def schema(self) -> dict[str, Any]:
+        """Every input of every node of the running graph. Raises NotReady or EngineGone while the engine is away."""
+        parameters = self._inference.parameters
+        description = await parameters.describe()
+        return {"stream_id": self.stream_id, **schema_of(description, parameters.outer_version(description.version))}
 
     def _check_size(self, update: Update) -> None:
         wanted = (update.width, update.height)
@@ -399,7 +428,7 @@ class StreamSession:
                 "last_params_hash": hashlib.md5(
                     json.dumps(params, sort_keys=True, default=str).encode(), usedforsecurity=False
                 ).hexdigest(),
-                "params_version": inference.version,
+                "params_version": inference.parameters.version,
                 "last_error_time": self._wall_ms(inference.last_error_at),
                 "last_error": inference.last_error,
                 "last_restart_time": self._wall_ms(inference.last_reopen_at),
