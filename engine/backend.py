@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -35,6 +35,13 @@ class Stage:
 
 
 Report = Callable[[Stage], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """Work of a build that is safe beside running graphs, so that a load of seconds stops nobody's frames."""
+
+    call: Callable[[], None]
 
 
 class LoadFailed(Exception):
@@ -108,6 +115,11 @@ class Graph(Protocol):
         """Free everything; no other call follows."""
 
 
+#: A graph in the making: each ``next`` does one step on the executor thread, and live frames run between the steps.
+#: An ``Aside`` is done on the loader thread before the next step, which is thrown what it raised.
+Building = Generator[Aside | None, None, Graph]
+
+
 @dataclass(frozen=True, slots=True)
 class ComfyInfo:
     """Of the loaded ComfyUI."""
@@ -149,8 +161,11 @@ class Backend(Protocol):
     def override(self, prompt: Prompt, overrides: Overrides) -> Prompt:
         """A new prompt with all overrides applied and checked. Raises OverrideError; ``prompt`` stays as it is."""
 
-    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Graph:
-        """Load and warm a graph of its own. Raises GraphFailed or WorkflowError, and leaves nothing behind then."""
+    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Building:
+        """Load and warm a graph of its own, step by step.
+
+        A step raises GraphFailed or WorkflowError; nothing is left behind then, nor after ``close``.
+        """
 
     def interrupt(self) -> None:
         """Ask the run that is under way to end soon."""
@@ -222,7 +237,7 @@ class LazyBackend:
     def override(self, prompt: Prompt, overrides: Overrides) -> Prompt:
         return self._loaded.override(prompt, overrides)
 
-    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Graph:
+    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Building:
         return self._loaded.build(prompt, video, report)
 
     def interrupt(self) -> None:

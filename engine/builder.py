@@ -4,32 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
-from .backend import HOW_TO_GET_COMFYUI, Graph, GraphFailed, Overrides, PassThrough, Report, Stage
+from .backend import (
+    HOW_TO_GET_COMFYUI,
+    Aside,
+    Building,
+    Graph,
+    GraphFailed,
+    Overrides,
+    PassThrough,
+    Report,
+    Stage,
+)
 from .errors import Violation, WorkflowRefused, refuse
 from .executor import Executor, release_heap
+from .graph import overrides as graph_overrides
 from .graph.workflow import Finding, Prompt, Severity, Workflow, WorkflowError, parse
-from .loading import Loading
+from .loading import PROGRESS_INTERVAL_S, Loading
 from .wire import VideoFormat
 
 logger = logging.getLogger(__name__)
 
 
 class Builder:
-    """Does on the executor thread what workflows need of ComfyUI. ``in_use``: whether any session runs."""
+    """Does on the executor thread what workflows need of ComfyUI.
 
-    def __init__(self, executor: Executor, loading: Loading, max_nodes: int, in_use: Callable[[], bool]) -> None:
+    loader: the thread for what may lie beside running graphs. quiet: waits until no frame wants the executor thread,
+    or for as long as a build can stand aside. in_use: whether any session runs.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        loader: Executor,
+        loading: Loading,
+        *,
+        max_nodes: int,
+        quiet: Callable[[], Awaitable[None]],
+        in_use: Callable[[], bool],
+    ) -> None:
         self._executor = executor
+        self._loader = loader
         self._loading = loading
         self._max_nodes = max_nodes
+        self._quiet = quiet
         self._in_use = in_use
-        self._builds: set[asyncio.Future[Graph]] = set()
+        self._steps: set[asyncio.Future[Any]] = set()
 
     def cancel(self) -> None:
-        """Cancel the builds that have not begun."""
-        for build in self._builds:
-            build.cancel()
+        """Cancel the steps of builds that have not begun."""
+        for step in self._steps:
+            step.cancel()
 
     async def findings(self, workflow_json: str) -> list[Finding]:
         """Everything that is wrong with a workflow. Raises NotReady while ComfyUI loads."""
@@ -56,40 +83,80 @@ class Builder:
         refuse(_unserved(workflow))
         return workflow
 
-    async def override(self, prompt: Prompt, overrides: Overrides) -> Prompt:
-        """A prompt with the overrides applied. Raises OverrideError, WorkflowError, WorkflowRefused or NotReady."""
+    async def override(self, prompt: Prompt, layers: Sequence[Overrides]) -> Prompt:
+        """A prompt with the layers applied, one on top of the other, each of them valid by itself.
+
+        Raises OverrideError, WorkflowError, WorkflowRefused or NotReady.
+        """
         backend = self._loading.ready()
-        return await self._executor.submit(backend.override, prompt, overrides)
+
+        def apply() -> Prompt:
+            changed = prompt
+            if len(layers) > 1:  # ComfyUI validates the last state only; nobody will see the others
+                known = {definition.class_type: definition for definition in backend.definitions()}
+                for layer in layers[:-1]:
+                    changed = graph_overrides.apply(changed, layer, known)
+            return backend.override(changed, layers[-1])
+
+        return await self._executor.submit(apply)
 
     async def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Graph:
-        """A warm graph. Raises as ``override``; nothing is left behind then, nor when the caller is cancelled."""
+        """A warm graph, made between the frames of the running ones.
+
+        Raises as ``override``; nothing is left behind then, nor when the caller is cancelled.
+        """
         if Workflow(prompt).is_pass_through:
             return PassThrough(video.width, video.height)
         await self.check(prompt)
         backend = self._loading.ready()
         loop = asyncio.get_running_loop()
+        reports = _Repeated(report)
 
         def from_thread(stage: Stage) -> None:
-            loop.call_soon_threadsafe(report, stage)
+            loop.call_soon_threadsafe(reports, stage)
 
-        build = self._executor.submit(backend.build, prompt, video, from_thread)
-        self._builds.add(build)
-        build.add_done_callback(self._builds.discard)
+        building = backend.build(prompt, video, from_thread)
+        error: Exception | None = None
         try:
-            # Shielded: a build that runs cannot be cancelled, and its graph would be nobody's.
-            return await asyncio.shield(build)
+            while True:
+                await self._quiet()
+                step: Graph | Aside | None = await self._step(
+                    self._executor.submit(_advance, building, error), reports
+                )
+                if not isinstance(step, Aside | None):
+                    return step
+                error = None
+                if step is not None:
+                    try:
+                        await self._step(self._loader.submit(step.call), reports)
+                    except Exception as exc:  # the build knows what its own work may raise
+                        error = exc
         except asyncio.CancelledError:
-            build.add_done_callback(self._abandon)
+            # Behind the step that is under way, if any; a step that ends the build hands its graph over.
+            self._executor.submit(_abandon, building)
             raise
         except GraphFailed as exc:
             where = f"node {exc.node_id} ({exc.class_type}): " if exc.node_id else ""
             path = f"nodes.{exc.node_id}" if exc.node_id else "workflow_json"
-            text = f"the workflow failed on its first frame: {where}{exc.message}"
+            text = f"the workflow failed while it was loaded and warmed: {where}{exc.message}"
             raise WorkflowRefused(text, [Violation(path, exc.message, exc.code)]) from exc
 
-    def _abandon(self, build: asyncio.Future[Graph]) -> None:
-        if not build.cancelled() and build.exception() is None:
-            self.discard(build.result())
+    async def _step(self, step: asyncio.Future[Any], reports: _Repeated) -> Any:
+        """The step's result. Not cancelled with the caller: what runs cannot be, and would be nobody's."""
+        self._steps.add(step)
+        step.add_done_callback(self._steps.discard)
+        try:
+            while not step.done():
+                await asyncio.wait({step}, timeout=PROGRESS_INTERVAL_S)
+                reports.again()
+        except asyncio.CancelledError:
+            step.add_done_callback(self._discard_result)
+            raise
+        return step.result()
+
+    def _discard_result(self, step: asyncio.Future[Any]) -> None:
+        if not step.cancelled() and step.exception() is None and not isinstance(step.result(), Aside | None):
+            self.discard(step.result())
 
     def discard(self, graph: Graph) -> None:
         """Close a graph that nobody uses any more; after the run that it may be in."""
@@ -97,6 +164,37 @@ class Builder:
             graph.close()
         else:
             self._executor.submit(_close, graph, not self._in_use())
+
+
+class _Repeated:
+    """Says the last stage again while a step takes long: a client takes silence for a hang."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._last = Stage("planning")
+
+    def __call__(self, stage: Stage) -> None:
+        self._last = stage
+        self._report(stage)
+
+    def again(self) -> None:
+        if self._last.name != "ready":
+            self._report(self._last)
+
+
+def _advance(building: Building, error: Exception | None) -> Graph | Aside | None:
+    try:
+        return next(building) if error is None else building.throw(error)
+    except StopIteration as end:
+        graph: Graph = end.value
+        return graph
+
+
+def _abandon(building: Building) -> None:
+    try:
+        building.close()
+    except Exception:  # a node's own clean-up may raise; nobody waits for the graph any more
+        logger.exception("a graph that was being built did not close cleanly")
 
 
 def _unserved(workflow: Workflow) -> list[Finding]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -15,6 +16,7 @@ import torch
 import cext
 
 from .backend import (
+    Building,
     ComfyInfo,
     DeviceInfo,
     FrameIn,
@@ -33,6 +35,7 @@ from .graph.comfy import ComfyHost, ComfyUnavailable
 from .graph.executor_runner import ExecutorRunner
 from .graph.runner import NodeFailed, TickInput, TickInterrupted
 from .graph.schema import NodeDefinition
+from .graph.static import is_loader, static_nodes
 from .graph.tensors import Converter, NotAnImage
 from .graph.workflow import Finding, Prompt, Severity, Workflow, WorkflowError
 from .wire import VideoFormat
@@ -55,6 +58,24 @@ def default_threads() -> int:
     return min(max(len(os.sched_getaffinity(0)) - 1, 1), MAX_THREADS)
 
 
+@contextlib.contextmanager
+def _graph_failures() -> Iterator[None]:
+    """What the graph layer raises, as sessions know it."""
+    try:
+        yield
+    except NodeFailed as exc:
+        code = "out_of_memory" if exc.exception.endswith("OutOfMemoryError") else "node_failed"
+        raise GraphFailed(
+            exc.message, code=code, node_id=exc.node_id, class_type=exc.class_type, exception=exc.exception
+        ) from exc
+    except TickInterrupted as exc:
+        raise GraphFailed(str(exc), code="interrupted") from exc
+    except NotAnImage as exc:
+        raise GraphFailed(str(exc), code="bad_output") from exc
+    except WorkflowError as exc:
+        raise GraphFailed(str(exc), code="workflow_refused") from exc
+
+
 class ComfyGraph:
     """One session's runner and converter."""
 
@@ -72,7 +93,7 @@ class ComfyGraph:
 
     def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
         began = time.perf_counter_ns()
-        try:
+        with _graph_failures():
             if prompt is not self._prompt:
                 self._runner.update(prompt)
                 self._prompt = prompt
@@ -85,17 +106,6 @@ class ComfyGraph:
             del images
             ran = time.perf_counter_ns()
             given = [] if output.images is None else self._converter.to_planes(output.images[: len(frames)])
-        except NodeFailed as exc:
-            code = "out_of_memory" if exc.exception.endswith("OutOfMemoryError") else "node_failed"
-            raise GraphFailed(
-                exc.message, code=code, node_id=exc.node_id, class_type=exc.class_type, exception=exc.exception
-            ) from exc
-        except TickInterrupted as exc:
-            raise GraphFailed(str(exc), code="interrupted") from exc
-        except NotAnImage as exc:
-            raise GraphFailed(str(exc), code="bad_output") from exc
-        except WorkflowError as exc:
-            raise GraphFailed(str(exc), code="workflow_refused") from exc
         pictures: list[PictureOut | None] = [PictureOut(item.planes, item.width, item.height) for item in given]
         pictures += [None] * (len(frames) - len(pictures))
         done = time.perf_counter_ns()
@@ -105,6 +115,15 @@ class ComfyGraph:
             graph_us=(ran - ready) // 1000,
             convert_us=(ready - began + done - ran) // 1000,
         )
+
+    def prepare(self, node_id: str) -> bool:
+        """Run one node that depends on nothing live. False: the runner runs whole ticks only."""
+        prepare = getattr(self._runner, "prepare", None)
+        if prepare is None:
+            return False
+        with _graph_failures():
+            prepare(node_id)
+        return True
 
     def close(self) -> None:
         self._runner.close()
@@ -149,26 +168,56 @@ class ComfyBackend:
             raise WorkflowError(findings)
         return changed
 
-    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> ComfyGraph:
+    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Building:
         began = time.monotonic()
         report(Stage("planning"))
         graph = ComfyGraph(self._loaded.new_runner(), prompt, video)
         frames = self._settings.warm_up_frames
         planes = bytes([WARM_UP_LEVEL]) * video.frame_bytes
-        self._loaded.on_progress = lambda done, total, node: report(Stage("warming", "", done, total, node))
         try:
+            yield None
+            yield from self._prepare(graph, prompt, report)
             for number in range(frames):
-                report(Stage("warming", f"frame {number + 1} of {frames}"))
-                graph.run(prompt, [FrameIn(number, 0, planes)])
+                report(Stage("warming", f"frame {number + 1} of {frames}", number + 1, frames))
+                with self._progress(report):
+                    graph.run(prompt, [FrameIn(number, 0, planes)])
+                yield None
         except BaseException:
             graph.close()
             raise
-        finally:
-            self._loaded.on_progress = None
         settle_heap()
         report(Stage("ready"))
         logger.info("graph of %d nodes is warm after %.2f s", len(prompt), time.monotonic() - began)
         return graph
+
+    def _prepare(self, graph: ComfyGraph, prompt: Prompt, report: Report) -> Building:
+        """Run what depends on nothing live, a node at a time: a stall of the running graphs is one node long."""
+        definitions = self._loaded.definitions
+        nodes = static_nodes(prompt, definitions)
+        models = [node_id for node_id in nodes if is_loader(prompt[node_id], definitions)]
+        for node_id in nodes:
+            class_type = prompt[node_id]["class_type"]
+            if node_id in models:
+                number = models.index(node_id) + 1
+                text = f"model {number} of {len(models)}: {class_type}"
+                report(Stage("loading", text, number, len(models), node_id))
+            else:
+                report(Stage("warming", class_type, node_id=node_id))
+            with self._progress(report):
+                prepared = graph.prepare(node_id)
+            yield None
+            if not prepared:  # this runner runs whole ticks only
+                break
+        return graph
+
+    @contextlib.contextmanager
+    def _progress(self, report: Report) -> Iterator[None]:
+        """What nodes say of their progress is this build's, until the next step."""
+        self._loaded.on_progress = lambda done, total, node: report(Stage("warming", "", done, total, node))
+        try:
+            yield
+        finally:
+            self._loaded.on_progress = None
 
     def interrupt(self) -> None:
         if self._host is not None:

@@ -36,7 +36,7 @@ from .graph.workflow import Finding
 from .loading import Loading, LoadState
 from .logs import current_session
 from .outbox import Outbox
-from .parameters import Parameters
+from .parameters import Parameters, links_of
 from .scheduler import Scheduler
 from .session import Session
 
@@ -66,10 +66,16 @@ class Engine:
         self.sessions: dict[str, Session] = {}
         self._loading = Loading(backend, settings.comfyui_dir, on_settled)
         self._executor = Executor()
-        self._builder = Builder(
-            self._executor, self._loading, settings.max_workflow_nodes, lambda: bool(self.sessions)
-        )
+        self._loader = Executor("loader")
         self._scheduler = Scheduler(self._executor.submit)
+        self._builder = Builder(
+            self._executor,
+            self._loader,
+            self._loading,
+            max_nodes=settings.max_workflow_nodes,
+            quiet=self._scheduler.quiet,
+            in_use=lambda: bool(self.sessions),
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._opening: set[str] = set()
         self._stopping = False
@@ -81,6 +87,7 @@ class Engine:
     def start(self) -> None:
         """Begin to load ComfyUI and to schedule; returns at once."""
         self._executor.start()
+        self._loader.start()
         scheduler = asyncio.create_task(self._scheduler.run(), name="scheduler")
         scheduler.add_done_callback(self._scheduler_ended)
         self._tasks.append(scheduler)
@@ -107,7 +114,8 @@ class Engine:
             task.cancel()
         self._builder.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        return await self._executor.stop(deadline_s)
+        ended = await asyncio.gather(self._executor.stop(deadline_s), self._loader.stop(deadline_s))
+        return all(ended)
 
     # ---- server
 
@@ -223,7 +231,7 @@ class Engine:
         self,
         session_id: str,
         workflow_json: str,
-        overrides: Overrides,
+        overrides: Sequence[Overrides],
         *,
         dry_run: bool = False,
         expected_version: int = 0,
@@ -245,6 +253,8 @@ class Engine:
                     graph = await self._builder.build(prompt, session.video, session.outbox.progress)
             elif overrides:
                 prompt = await self._builder.override(prompt, overrides)
+                if not dry_run and links_of(prompt) != links_of(revision.prompt):
+                    graph = await self._builder.build(prompt, session.video, session.outbox.progress)
             try:
                 if session.closed:
                     raise NoSuchSession(f"session {session_id!r} ended during the update")
@@ -257,7 +267,9 @@ class Engine:
             if dry_run or (prompt is revision.prompt and graph is revision.graph):
                 return revision.version, None
             version = session.parameters.adopt(prompt, graph)
-            logger.info("parameters version %d: %d overrides", version, sum(map(len, overrides.values())))
+            logger.info(
+                "parameters version %d, %s graph", version, "another" if graph is not revision.graph else "same"
+            )
         return version, await session.parameters.effective_pts(version, EFFECT_TIMEOUT_S)
 
     async def describe(self, session_id: str) -> pb.SessionDescription:

@@ -24,10 +24,14 @@ logger = logging.getLogger(__name__)
 #: ``ErrorInfo.domain``: whose reasons these are.
 DOMAIN: Final = "headrace.engine"
 
-#: A status travels in HTTP/2 headers, of which peers accept 8 KiB by default. More violations than this are counted
-#: in the message instead; a status that does not fit reaches the client as a bare INTERNAL.
-MAX_VIOLATIONS: Final = 16
+#: A status travels in HTTP/2 headers, of which peers accept 8 KiB by default, written in base64 (4/3). Violations
+#: beyond that are counted in the message instead; a status that does not fit reaches the client as a bare INTERNAL.
+MAX_STATUS_BYTES: Final = 5_000
 MAX_TEXT_CHARS: Final = 240
+MAX_PATH_CHARS: Final = 120
+
+#: Reason of the second ErrorInfo, whose metadata says for each wrong field what it takes.
+ALLOWED: Final = "ALLOWED"
 
 
 #: Codes of findings that another engine might not have.
@@ -36,11 +40,15 @@ LACKING: Final = frozenset({"unknown_node", "no_comfyui", "audio_not_served", "r
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field that is wrong. ``path`` reads like ``nodes.5.inputs.strength`` or ``video.width``."""
+    """One field that is wrong. ``path`` reads like ``nodes.5.inputs.strength`` or ``video.width``.
+
+    ``allowed`` says what the field takes, in words; empty where nothing can be said.
+    """
 
     path: str
     message: str
     reason: str = ""
+    allowed: str = ""
 
 
 class EngineError(Exception):
@@ -129,11 +137,19 @@ class NotServed(EngineError):
 def refusal(findings: Sequence[Finding]) -> EngineError:
     """FAILED_PRECONDITION when the workflow is sound but this engine lacks something, else INVALID_ARGUMENT."""
     errors = [finding for finding in findings if finding.severity is Severity.ERROR]
-    violations = [Violation(item.path or "workflow_json", str(item), item.code) for item in errors]
+    violations = [_of_finding(item) for item in errors]
     text = str(WorkflowError(findings))
     if errors and all(item.code in LACKING for item in errors):
         return WorkflowRefused(text, violations)
     return InvalidRequest(text, violations)
+
+
+def _of_finding(item: Finding) -> Violation:
+    # The path names the node already. A range comes as the remedy "it takes ..." (graph/validation.py).
+    path, (_, takes, allowed) = item.path or "workflow_json", item.remedy.partition("it takes ")
+    if takes and allowed:
+        return Violation(path, item.message, item.code, allowed)
+    return Violation(path, f"{item.message}; {item.remedy}" if item.remedy else item.message, item.code)
 
 
 def refuse(findings: Sequence[Finding]) -> None:
@@ -161,26 +177,35 @@ def _translated(error: BaseException) -> BaseException:
     if isinstance(error, WorkflowError):
         return refusal(error.findings)
     if isinstance(error, OverrideError):
-        violations = [Violation(item.path, item.message, "invalid_override") for item in error.violations]
-        return InvalidRequest(str(error), violations)
+        return InvalidRequest(
+            str(error),
+            [Violation(item.path, item.message, "invalid_override", item.allowed) for item in error.violations],
+        )
     return error
 
 
 def _details(error: EngineError) -> status_pb2.Status:
-    shown = error.violations[:MAX_VIOLATIONS]
-    message = _short(error.message)
-    if len(error.violations) > len(shown):
-        message += f" (and {len(error.violations) - len(shown)} more)"
-    status = status_pb2.Status(code=getattr(code_pb2, error.status.name), message=message)
+    status = status_pb2.Status(code=getattr(code_pb2, error.status.name), message=_short(error.message))
     _pack(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
-    if shown:
-        fields = [
-            error_details_pb2.BadRequest.FieldViolation(
-                field=violation.path, description=_short(violation.message), reason=violation.reason.upper()
-            )
-            for violation in shown
-        ]
-        _pack(status, error_details_pb2.BadRequest(field_violations=fields))
+    room = MAX_STATUS_BYTES - status.ByteSize()
+    fields, allowed = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo(reason=ALLOWED, domain=DOMAIN)
+    for violation in error.violations:
+        path = _short(violation.path, MAX_PATH_CHARS)
+        field = error_details_pb2.BadRequest.FieldViolation(
+            field=path, description=_short(violation.message), reason=violation.reason.upper()
+        )
+        limits = _short(violation.allowed)
+        room -= field.ByteSize() + (len(path) + len(limits.encode()) if limits else 0) + 16
+        if room < 0:
+            status.message += f" (and {len(error.violations) - len(fields.field_violations)} more wrong fields)"
+            break
+        fields.field_violations.append(field)
+        if limits:
+            allowed.metadata[path] = limits
+    if fields.field_violations:
+        _pack(status, fields)
+    if allowed.metadata:
+        _pack(status, allowed)
     return status
 
 
@@ -190,5 +215,5 @@ def _pack(status: status_pb2.Status, detail: Any) -> None:
     status.details.append(packed)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
+def _short(text: str, limit: int = MAX_TEXT_CHARS) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

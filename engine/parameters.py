@@ -1,4 +1,4 @@
-"""The parameters of a session: versions, what an update replaces, and the way back when its first frames fail."""
+"""The parameters of a session: versions, what an update replaces, and the way back when its next frames fail."""
 
 from __future__ import annotations
 
@@ -6,12 +6,27 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from .backend import Graph, GraphFailed
 from .errors import EngineError, UpdateReverted
-from .graph.workflow import Prompt
+from .graph.workflow import Prompt, is_link
 
 logger = logging.getLogger(__name__)
+
+#: Runs after an update within which a failure is the update's: the first may be spared by a cache or by what a node
+#: keeps from frame to frame, and half a second at 30 fps is soon enough to still know the cause.
+PROBATION_RUNS: Final = 15
+
+
+def links_of(prompt: Prompt) -> dict[tuple[str, str], tuple[str, int]]:
+    """What feeds what: (node id, input) to (node id, output). A graph of other links is another graph."""
+    return {
+        (node_id, name): (value[0], value[1])
+        for node_id, node in prompt.items()
+        for name, value in node["inputs"].items()
+        if is_link(value)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +56,31 @@ class Parameters:
         self.current = Revision(1, prompt, graph)
         self.updating = asyncio.Lock()
         self._discard = discard
-        # What held before the last update, until a frame has been made with the update.
+        # The last parameters that made a picture before ``current``; None when ``current`` needs no way back.
         self._fallback: Revision | None = None
-        self._proven = True  # by the warm-up
+        # Runs that ``current`` has behind it, up to PROBATION_RUNS; the warm-up is the first one's probation.
+        self._runs = PROBATION_RUNS
         self._effects: list[_Effect] = []
 
     def adopt(self, prompt: Prompt, graph: Graph) -> int:
         """Parameters, checked before, for every frame that is not running yet; returns their version."""
-        replaced = self.current
-        if self._proven:
-            self._fallback, self._proven = replaced, False
-        elif replaced.graph is not graph and (self._fallback is None or replaced.graph is not self._fallback.graph):
-            self._discard(replaced.graph)  # it never made a picture, so nothing falls back to it
+        replaced, fallback = self.current, self._fallback
+        if self._runs:  # it works, so it is the best to come back to
+            self._fallback = replaced
+            self._release(fallback, replaced.graph, graph)
+        else:  # nothing falls back to what never made a picture
+            self._release(replaced, fallback.graph if fallback is not None else None, graph)
+        self._runs = 0
         self.current = Revision(replaced.version + 1, prompt, graph)
         return self.current.version
 
     def succeeded(self, revision: Revision, pts: int) -> None:
         """A run with ``revision``, whose first frame had ``pts``, gave what it should."""
-        if revision is self.current:
-            self._proven = True
-            fallback, self._fallback = self._fallback, None
-            if fallback is not None and fallback.graph is not revision.graph:
-                self._discard(fallback.graph)
+        if revision is self.current and self._runs < PROBATION_RUNS:
+            self._runs += 1
+            if self._runs == PROBATION_RUNS:
+                fallback, self._fallback = self._fallback, None
+                self._release(fallback, revision.graph)
         for effect in self._effects:
             if effect.version <= revision.version and not effect.pts.done():
                 effect.pts.set_result(pts)
@@ -71,18 +89,23 @@ class Parameters:
         """A run with ``revision`` failed. A sentence when that brought the last good parameters back."""
         if revision is not self.current:
             return None
-        if self._fallback is None:
-            self._proven = False  # nothing may fall back to parameters that fail themselves
+        good, self._fallback = self._fallback, None
+        if good is None:
+            self._runs = 0  # nothing may fall back to parameters that fail themselves
             return None
-        good, self._fallback, self._proven = self._fallback, None, True
-        text = f"version {revision.version} failed on its first frames ({error.message}); the one before holds again"
+        when = "its first frame" if self._runs == 0 else f"frame {self._runs + 1} after it"
+        text = f"version {revision.version} failed on {when} ({error.message}); what worked before it holds again"
         # A number of its own: versions only grow, or a client could not tell the two apart.
-        self.current = Revision(revision.version + 1, good.prompt, good.graph)
-        if revision.graph is not good.graph:
-            self._discard(revision.graph)
+        self.current, self._runs = Revision(revision.version + 1, good.prompt, good.graph), PROBATION_RUNS
+        self._release(revision, good.graph)
         logger.warning("parameters version %d reverted: %s", revision.version, error.message)
         self._refuse_waiting(UpdateReverted(text))
         return text
+
+    def _release(self, revision: Revision | None, *used: Graph | None) -> None:
+        """Discard the graph of a revision that is over, unless another one has it."""
+        if revision is not None and all(revision.graph is not graph for graph in used):
+            self._discard(revision.graph)
 
     async def effective_pts(self, version: int, timeout_s: float) -> int | None:
         """pts of the first frame made with ``version``; None when none came in time.
@@ -103,9 +126,8 @@ class Parameters:
         """Discard every graph; who waits for an effect gets ``error``."""
         self._refuse_waiting(error)
         self._discard(self.current.graph)
-        if self._fallback is not None and self._fallback.graph is not self.current.graph:
-            self._discard(self._fallback.graph)
-        self._fallback = None
+        fallback, self._fallback = self._fallback, None
+        self._release(fallback, self.current.graph)
 
     def _refuse_waiting(self, error: EngineError) -> None:
         for effect in self._effects:

@@ -1,20 +1,25 @@
 """Whose frames run next: round robin among the sessions that have frames waiting, one run at a time.
 
 Everything here happens on the event loop; only the run itself is on the executor thread. Between two runs the
-executor also does what else was submitted (checks, builds), so an update waits for one run at most.
+executor also does what else was submitted (checks, steps of builds), so an update waits for one run at most.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from .backend import GraphFailed, RunResult
 
 logger = logging.getLogger(__name__)
+
+#: How long a step of a build stands back for frames: with a graph that is busy all the time, a build still ends, and
+#: takes one frame time of four.
+BUILD_PATIENCE_S: Final = 0.1
 
 #: Hands a function to the executor thread.
 Submit = Callable[[Callable[[], RunResult]], "asyncio.Future[RunResult]"]
@@ -62,6 +67,13 @@ class Scheduler:
         self._ready: deque[Source[Any]] = deque()
         self._running: Source[Any] | None = None
         self._wakeup = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    async def quiet(self) -> None:
+        """Until no frame waits for the executor thread, BUILD_PATIENCE_S at most."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), BUILD_PATIENCE_S)
 
     def wake(self, source: Source[Any]) -> None:
         """``source`` has frames; asking twice changes nothing.
@@ -76,6 +88,7 @@ class Scheduler:
         else:
             self._ready.append(source)
             self._wakeup.set()
+            self._quiet.clear()
 
     def remove(self, source: Source[Any]) -> None:
         """Forget a source that closes. Its running batch, if any, still gets its ``finish`` or ``fail``."""
@@ -87,6 +100,7 @@ class Scheduler:
         while True:
             while not self._ready:
                 self._wakeup.clear()
+                self._quiet.set()
                 await self._wakeup.wait()
             source = self._running = self._ready.popleft()
             try:

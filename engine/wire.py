@@ -12,6 +12,7 @@ from cext import PixelFormat
 from proto import engine_pb2 as pb
 
 from .errors import InvalidRequest, Violation
+from .graph.overrides import allowed_values
 from .graph.schema import InputDefinition, NodeDefinition
 from .graph.workflow import Finding, Prompt, Severity, is_link, title_of
 
@@ -117,9 +118,9 @@ def video_message(video: VideoFormat, *, width: int | None = None, height: int |
     )
 
 
-def overrides(messages: Iterable[pb.NodeOverride]) -> dict[str, dict[str, Any]]:
-    """``{node_id: {input: value}}``; the last one wins where an input is named twice."""
-    found: dict[str, dict[str, Any]] = {}
+def overrides(messages: Iterable[pb.NodeOverride]) -> list[dict[str, dict[str, Any]]]:
+    """Layers of ``{node_id: {input: value}}``, one on top of the other: a new one where an input is named again."""
+    layers: list[dict[str, dict[str, Any]]] = []
     violations = []
     for message in messages:
         path = f"nodes.{message.node_id}.inputs.{message.input}"
@@ -131,10 +132,12 @@ def overrides(messages: Iterable[pb.NodeOverride]) -> dict[str, dict[str, Any]]:
         except ValueError as exc:
             violations.append(Violation(path, f"value_json is not JSON: {exc}", "not_json"))
             continue
-        found.setdefault(message.node_id, {})[message.input] = value
+        if not layers or message.input in layers[-1].get(message.node_id, {}):
+            layers.append({})
+        layers[-1].setdefault(message.node_id, {})[message.input] = value
     if violations:
         raise InvalidRequest("; ".join(violation.message for violation in violations), violations)
-    return found
+    return layers
 
 
 def finding_message(finding: Finding) -> pb.Finding:
@@ -206,6 +209,7 @@ def parameters(prompt: Prompt, definitions: Mapping[str, NodeDefinition]) -> lis
                     definition=input_message(item) if item is not None else pb.InputDefinition(name=name),
                     value_json="" if linked else current,
                     linked=linked,
+                    allowed=allowed_values(item) if item is not None else "",
                 )
             )
     return found

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -64,6 +65,9 @@ class EngineState(StrEnum):
     DEAD = "dead"  # answered before, does not now
 
 
+#: Reason of the ErrorInfo whose metadata says what each wrong field takes (UpdateSession in engine.proto).
+ALLOWED = "ALLOWED"
+
 #: gRPC status to what the caller did wrong; everything else means that the engine is gone.
 _REFUSALS: dict[grpc.StatusCode, type[HeadraceError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
@@ -85,6 +89,10 @@ def error_from(exc: grpc.aio.AioRpcError) -> HeadraceError:
         bad_request = error_details_pb2.BadRequest()
         if detail.Is(bad_request.DESCRIPTOR) and detail.Unpack(bad_request):
             violations += [Violation(_path(field.field), field.description) for field in bad_request.field_violations]
+        info = error_details_pb2.ErrorInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.reason == ALLOWED:
+            allowed = {_path(path): text for path, text in info.metadata.items()}
+            violations = [replace(each, allowed=allowed.get(each.path, "")) for each in violations]
     kind = _REFUSALS.get(exc.code(), EngineGone)
     return kind(exc.details() or f"the engine answered {exc.code().name}", tuple(violations))
 
@@ -173,6 +181,7 @@ class EngineClient:
         self.info: pb.ServerInfo | None = None
         self.restarts = 0  # times that another process answered than before
         self.sessions = 0  # open ones of this shim
+        self._complaint = ""  # what is wrong with an engine that does answer
         self._on_change = on_change
         self._changed = asyncio.Event()
         self._channel: grpc.aio.Channel
@@ -198,6 +207,11 @@ class EngineClient:
         while self.state is not EngineState.READY:
             await self._changed.wait()
 
+    async def gone(self) -> None:
+        """Wait until the engine answers nothing."""
+        while self.state not in (EngineState.ABSENT, EngineState.DEAD):
+            await self._changed.wait()
+
     def _become(self, state: EngineState) -> None:
         if state is not self.state:
             logger.info("engine %s: %s -> %s", self.address, self.state, state)
@@ -217,8 +231,12 @@ class EngineClient:
                 finally:
                     call.cancel()
             except (grpc.aio.AioRpcError, HeadraceError) as exc:
-                if self.state in (EngineState.READY, EngineState.LOADING):
-                    logger.warning("engine %s does not answer: %s", self.address, exc)
+                why = exc.details() if isinstance(exc, grpc.aio.AioRpcError) else str(exc)
+                if self.state in (EngineState.READY, EngineState.LOADING) or (
+                    isinstance(exc, HeadraceError) and why != self._complaint
+                ):
+                    logger.warning("engine %s does not answer: %s", self.address, why)
+                self._complaint = why if isinstance(exc, HeadraceError) else ""
                 self._become(EngineState.ABSENT if self.info is None else EngineState.DEAD)
             await asyncio.sleep(RETRY_S)
 
@@ -253,7 +271,9 @@ class EngineClient:
     @property
     def reason(self) -> str:
         """Why it cannot run workflows, for people; empty when it can."""
-        return self.info.comfyui.detail if self.info is not None and self.state is EngineState.BROKEN else ""
+        if self.info is not None and self.state is EngineState.BROKEN:
+            return self.info.comfyui.detail
+        return self._complaint
 
     async def _refresh_info(self) -> None:
         info = await self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=RPC_TIMEOUT_S)

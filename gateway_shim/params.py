@@ -225,7 +225,7 @@ def _unknown(key: str, value: Any, nodes: dict[str, _Node], by_title: Mapping[st
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     allowed = f"nodes {', '.join(names[:_SHOWN])}{more}, or {', '.join(RESERVED)}"
     path = f"nodes.{key}" if isinstance(value, dict) else key
-    return Violation(path, f"{key!r} is neither a node of the workflow nor a known key{hint}", allowed)
+    return Violation(path, f"is neither a node of the workflow nor a known key{hint}", allowed)
 
 
 def _identity(

@@ -97,29 +97,39 @@ class ExecutorRunner:
             setattr(caches, name, own)
         return executor, stamps, "ComfyUI's executor"
 
+    def prepare(self, node_id: str) -> None:
+        """Run one node that depends on nothing live, and what it needs; the next tick finds its output cached.
+
+        Raises as ``tick``.
+        """
+        with exchange_of(TickInput(None)):
+            self._execute([node_id])
+
     def tick(self, tick: TickInput) -> TickOutput:
         """Run the prompt once. Raises NodeFailed or TickInterrupted; what ran before the failure stays cached."""
+        with exchange_of(tick) as exchange:
+            self._execute(self._outputs)
+        return self._output(exchange)
+
+    def _execute(self, node_ids: list[str]) -> None:
+        """Run these nodes and what they need."""
         self._host.require_thread()
         if self._executor is None:
             raise RuntimeError("load() comes first")
         # The executor writes its notes into the nodes and believes them when it meets them again: the live input
         # would run once and the picture freeze. A shallow copy of each node keeps ours clean.
         prompt = {node_id: dict(node) for node_id, node in self._prompt.items()}
-        with exchange_of(tick) as exchange:
-            self._ticking = True
-            try:
-                self._loop.run_until_complete(
-                    self._executor.execute_async(prompt, self._prompt_id, {}, list(self._outputs))
-                )
-            except (asyncio.CancelledError, SystemExit) as exc:  # out of a node; neither may end the engine
-                raise NodeFailed("", "", type(exc).__name__, str(exc) or "a node ended the run") from None
-            except Exception as exc:  # not a node's (those are caught inside) but the executor's own
-                raise NodeFailed("", "", type(exc).__name__, str(exc)) from exc
-            finally:
-                self._ticking = False
+        self._ticking = True
+        try:
+            self._loop.run_until_complete(self._executor.execute_async(prompt, self._prompt_id, {}, list(node_ids)))
+        except (asyncio.CancelledError, SystemExit) as exc:  # out of a node; neither may end the engine
+            raise NodeFailed("", "", type(exc).__name__, str(exc) or "a node ended the run") from None
+        except Exception as exc:  # not a node's (those are caught inside) but the executor's own
+            raise NodeFailed("", "", type(exc).__name__, str(exc)) from exc
+        finally:
+            self._ticking = False
         if not self._executor.success:
             raise self._failure()
-        return self._output(exchange)
 
     def _failure(self) -> Exception:
         messages = self._executor.status_messages

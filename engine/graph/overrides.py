@@ -118,7 +118,7 @@ def _unknown_node(prompt: Prompt, node_id: str) -> Violation:
     titles = {title_of(node): key for key, node in prompt.items() if title_of(node)}
     near = did_you_mean(str(node_id), prompt) or tuple(titles[name] for name in did_you_mean(str(node_id), titles))
     known = [f"{key} ({title_of(node) or node['class_type']})" for key, node in prompt.items()]
-    message = f"no node {node_id!r} in the running workflow{_suggest(near)}"
+    message = f"the running workflow has no such node{_suggest(near)}"
     return Violation(f"nodes.{node_id}", message, _listing(known), near)
 
 

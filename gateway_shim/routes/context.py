@@ -54,6 +54,8 @@ class Streams(Protocol):
         self, stream_id: str | None, body: Any, /, *, dry_run: bool = False, expected_version: int = 0
     ) -> UpdateAnswer: ...
 
+    async def schema(self, stream_id: str | None, /) -> dict[str, Any]: ...
+
 
 class Engine(Protocol):
     """``engine_client.EngineClient`` as the routes see it; ``info`` is a ``proto`` ServerInfo or None."""

@@ -39,6 +39,16 @@ async def update(request: web.Request) -> web.Response:
     )
 
 
+async def schema(request: web.Request) -> web.Response:
+    """Every knob of the running graph with its type, range and value; 503 while the engine is away.
+
+    The ETag is the version that ``If-Match`` of an update takes.
+    """
+    context = request.app[CONTEXT]
+    answer = await context.streams.schema(context.resolve(_stream_name(request, None)))
+    return web.json_response(answer, headers={"ETag": f'"{answer["version"]}"'})
+
+
 def _stream_name(request: web.Request, body: Any) -> str | None:
     name = request.match_info.get("stream") or stream_header(request) or request.query.get("stream_id")
     if not name and isinstance(body, dict):
@@ -68,5 +78,7 @@ def add_routes(router: web.UrlDispatcher) -> None:
     for prefix in ("", "/api"):
         router.add_post(f"{prefix}/stream/params", update)
         router.add_post(f"{prefix}/stream/update", update)
+        router.add_get(f"{prefix}/stream/params/schema", schema)
     router.add_post("/live/video-to-video/update", update)
     router.add_post("/live/video-to-video/{stream}/update", update)
+    router.add_get("/live/video-to-video/{stream}/schema", schema)

@@ -1,7 +1,8 @@
 """Updates from the control channel: read at once, applied in order.
 
-Reading and applying are two tasks. An update may wait for a frame, or for an engine that boots; a reader that waited
-with it would fall out of the broker's five segments and lose the last update, the one that counts.
+Reading does not wait for applying. An update may wait for a frame, or for an engine that boots; a reader that waited
+with it would fall out of the broker's five segments and lose the last update, the one that counts. Nor does an update
+wait for the answer to the one before: those that wait together go to the engine together.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 #: Updates that wait to be applied. A client that sends more while nothing is applied loses its oldest, with an event.
 MAX_WAITING = 256
+
+#: Updates under way at one time.
+MAX_APPLYING = 64
 
 
 class ControlUpdates:
@@ -50,11 +54,15 @@ class ControlUpdates:
         return f"the control channel is over: {self._subscriber.closed_reason}"
 
     async def _apply_waiting(self) -> None:
-        while True:
-            self._arrived.clear()
-            while self._waiting:
-                await self._apply_one(self._waiting.popleft())
-            await self._arrived.wait()
+        room = asyncio.Semaphore(MAX_APPLYING)
+        async with asyncio.TaskGroup() as applying:
+            while True:
+                self._arrived.clear()
+                while self._waiting:
+                    await room.acquire()
+                    task = applying.create_task(self._apply_one(self._waiting.popleft()), name="control update")
+                    task.add_done_callback(lambda _: room.release())
+                await self._arrived.wait()
 
     async def _apply_one(self, message: Any) -> None:
         try:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import json
 import logging
+import re
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
 
-from ..engine_client import EngineClient, EngineSession, first_ready, overrides_of, pick
-from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, Violation, WorkflowRefused
-from ..params import Update
+from ..engine_client import EngineClient, EngineSession, first_ready, pick
+from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
 from .events import Events
 from .ledger import Outcome, Rate
 from .mailbox import Entry, Mailbox
 from .pacing import TICKS
+from .parameters import Parameters
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +31,21 @@ MAX_FRAMES_PER_MESSAGE = 2
 #: How long an update waits for a session that is being opened before the caller is told to come back.
 UPDATE_WAIT_S = 3.0
 
-#: Total time of one UpdateSession call: a graph that is loading a model holds the executor this long.
-UPDATE_TIMEOUT_S = 30.0
+#: At least this long between two progress events of one stage: nodes may report every step.
+PROGRESS_EVERY_S = 0.25
 
 REOPEN_FIRST_S = 0.1
 REOPEN_MAX_S = 2.0
+
+#: How often a stream whose workflow was refused looks whether the engine is another one.
+LOOK_AGAIN_S = 2.0
+
+ERROR_EVERY_S = 1.0
 
 #: Share of a new measurement in the running estimates of the engine's round trip and of its spread, and how many
 #: spreads are allowed for: TCP's way to a time-out that is rarely wrong (RFC 6298, with a quicker memory).
 ESTIMATE_SHARE = 0.2
 SPREADS = 2.0
-
-#: The pass-through graph, for streams that were started without a workflow.
-PASS_THROUGH: dict[str, dict[str, Any]] = {
-    "1": {"class_type": "LoadTensor", "inputs": {}, "_meta": {"title": "live input"}},
-    "2": {"class_type": "SaveTensor", "inputs": {"images": ["1", 0]}, "_meta": {"title": "live output"}},
-}
 
 _DROP_REASONS = {
     pb.Dropped.REASON_LATE: "late",
@@ -56,16 +55,8 @@ _DROP_REASONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateResult:
-    """``effective_pts``: input pts (90 kHz) of the first frame made with it; None until a frame came."""
-
-    version: int
-    effective_pts: int | None
-
-
 class Inference:
-    """Runs until cancelled. `prompt` and `version` are what the stream's engine session runs, or will run."""
+    """Runs until cancelled. `parameters` is what the stream's engine session runs, or will run."""
 
     def __init__(
         self,
@@ -86,20 +77,20 @@ class Inference:
         self._on_text = on_text
         self._format: pb.VideoFormat | None = None
         self._format_known = asyncio.Event()
-        self._prompt_changed = asyncio.Event()
         self._opened = asyncio.Event()
         self._decided = asyncio.Event()  # a session opened, or the workflow was refused
         self._engine: EngineClient | None = None
         self._session: EngineSession | None = None
-        self._version_base = 0
-        self._engine_version = 1
         self._attempts = 0
+        self._proven = False  # a session opened with these parameters, or with what they were changed from
+        self._logged_at: dict[str, float] = {}  # loop time by reason
         self._round_trip_s = 0.0
         self._spread_s = 0.0
         self._sent_at: dict[int, float] = {}  # loop time by frame_id, of frames that the engine has
-        self._updating = asyncio.Lock()
-        self.prompt: dict[str, Any] = copy.deepcopy(workflow) if workflow else copy.deepcopy(PASS_THROUGH)
-        self.refused: HeadraceError | None = None  # why the workflow cannot run, while that lasts
+        self._progress_at: dict[str, float] = {}  # loop time by stage
+        self.parameters = Parameters(
+            engines, workflow, self._open_session, waits_for_input=lambda: not self._format_known.is_set()
+        )
         self.rate = Rate()
         self.reopened = 0
         self.ever_processed = False
@@ -113,9 +104,9 @@ class Inference:
         return self._session is not None
 
     @property
-    def version(self) -> int:
-        """Of the parameters; it goes on over engine restarts."""
-        return self._version_base + self._engine_version
+    def refused(self) -> HeadraceError | None:
+        """Why the workflow cannot run, while that lasts."""
+        return self.parameters.refused
 
     def set_format(self, width: int, height: int, colour: pb.Colour) -> None:
         """Say what the frames look like; the session opens with the first picture."""
@@ -132,43 +123,71 @@ class Inference:
 
     async def run(self) -> None:
         """Open the session, and open it again whenever the engine is lost, with the last good parameters."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self.parameters.run(), name=f"updates {self._stream_id}")
+            both.create_task(self._keep_open(), name=f"engine session {self._stream_id}")
+
+    async def _keep_open(self) -> None:
         await self._format_known.wait()
         pause_s = REOPEN_FIRST_S
         while True:
             if pick(self._engines) is None:
                 self._mailbox.refuse("engine_gone" if self._attempts else "loading")
             engine = await first_ready(self._engines)
+            attempts = self._attempts
             try:
                 await self._run_session(engine)
             except (WorkflowRefused, InvalidRequest) as exc:
-                self.refused = exc
-                self._decided.set()
-                self._failed("workflow_refused", exc.message, errors=[each.as_json() for each in exc.violations])
                 self._mailbox.refuse("workflow_refused")
-                self._prompt_changed.clear()
-                await self._prompt_changed.wait()
-            except (EngineGone, NotReady, NoSuchStream) as exc:
-                if self._attempts:
-                    self._failed("engine_gone", f"{exc.message}; the stream goes on and the session is opened again")
-                self._mailbox.refuse("engine_gone")
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, REOPEN_MAX_S)
-            else:
+                self._failed("workflow_refused", exc.message, errors=[each.as_json() for each in exc.violations])
+                if self._proven:
+                    # It ran before, so what is in the way may pass: memory that the dead engine still holds.
+                    pause_s = await self._pause(pause_s)
+                    continue
+                self.parameters.refused = exc
+                self._decided.set()
+                await self._another_chance(engine)
                 pause_s = REOPEN_FIRST_S
+            except (EngineGone, NotReady, NoSuchStream) as exc:
+                reason = "engine_busy" if isinstance(exc, NotReady) else "engine_gone"
+                self._mailbox.refuse(reason)
+                self._failed(reason, f"{exc.message}; the stream goes on and the session is opened again")
+                pause_s = await self._pause(REOPEN_FIRST_S if self._attempts > attempts else pause_s)
+
+    async def _pause(self, pause_s: float) -> float:
+        """Wait before the next try; gives the wait before the one after it."""
+        await asyncio.sleep(pause_s)
+        return min(pause_s * 2, REOPEN_MAX_S)
+
+    async def _another_chance(self, engine: EngineClient) -> None:
+        """Wait for another workflow, or for another engine: one that was restarted may have what this one lacks."""
+        restarts = engine.restarts
+        self.parameters.replaced.clear()
+        replaced = asyncio.create_task(self.parameters.replaced.wait(), name=f"workflow of {self._stream_id}")
+        try:
+            while not replaced.done() and engine.restarts == restarts:
+                await asyncio.wait({replaced}, timeout=LOOK_AGAIN_S)
+            self._proven = False
+        finally:
+            replaced.cancel()
+            await asyncio.gather(replaced, return_exceptions=True)
 
     def _failed(self, reason: str, message: str, **facts: Any) -> None:
         self.last_error = message
         self.last_error_at = asyncio.get_running_loop().time()
-        logger.warning("stream %s: %s: %s", self._stream_id, reason, message)
         self._events.error(reason, message, **facts)
+        # A graph that fails does so on every frame; the ledger counts them, one line a second is enough here.
+        if self.last_error_at - self._logged_at.get(reason, -ERROR_EVERY_S) >= ERROR_EVERY_S:
+            self._logged_at[reason] = self.last_error_at
+            logger.warning("stream %s: %s: %s", self._stream_id, reason, message)
 
     async def _run_session(self, engine: EngineClient) -> None:
         assert self._format is not None
         loop = asyncio.get_running_loop()
         request = pb.OpenSession(
-            session_id=f"{self._stream_id}.{self._attempts}" if self._attempts else self._stream_id,
+            session_id=self._session_id(),
             wire_version=WIRE_VERSION,
-            workflow_json=json.dumps(self.prompt),
+            workflow_json=json.dumps(self.parameters.prompt),
             video=self._format,
             latency_budget_ms=round(self._budget_s * 1000),
         )
@@ -181,6 +200,12 @@ class Inference:
         finally:
             patience.cancel()
 
+    def _session_id(self) -> str:
+        """Unique for each session, readable in the engine's log, and within what the engine takes, whatever the
+        orchestrator calls its streams."""
+        readable = re.sub(r"[^A-Za-z0-9._-]", "_", self._stream_id)[:64]
+        return f"{readable}.{uuid.uuid4().hex[:8]}"
+
     async def _serve(self, engine: EngineClient, session: EngineSession) -> None:
         logger.info("stream %s: engine session %s is open", self._stream_id, session.session_id)
         if self._attempts:
@@ -188,34 +213,44 @@ class Inference:
             self.last_reopen_at = asyncio.get_running_loop().time()
             self._events.send("restart", {"restart_count": self.reopened})
         self._attempts += 1
-        self._version_base = self.version - session.opened.version
-        self._engine_version = session.opened.version
+        self.parameters.opened(session.opened.version)
+        self._proven = True
         self._engine, self._session = engine, session
-        self.refused = None
         self._round_trip_s = self._spread_s = 0.0
         self._sent_at.clear()
         self._mailbox.accept()
         self._opened.set()
         self._decided.set()
+        sides = [
+            asyncio.create_task(self._send(session), name=f"send {self._stream_id}"),
+            asyncio.create_task(self._read(session), name=f"read {self._stream_id}"),
+            asyncio.create_task(_until_gone(engine), name=f"engine of {self._stream_id}"),
+        ]
         try:
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._send(session), name=f"send {self._stream_id}")
-                both.create_task(self._read(session), name=f"read {self._stream_id}")
-        except ExceptionGroup as group:
-            # An except* would wrap what it raises once more. Either side may notice the loss first, or both.
-            expected, others = group.split(HeadraceError)
-            if others is not None or expected is None:
-                raise
-            raise expected.exceptions[0] from None
+            # Not a TaskGroup: cancelled from outside, it would raise the loss that a side then reports in place of
+            # the cancellation. Whichever side notices the end first says why.
+            done, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+            for side in done:
+                side.result()
         finally:
             self._opened.clear()
             self._engine = self._session = None
+            for side in sides:
+                side.cancel()
+            await asyncio.gather(*sides, return_exceptions=True)
 
     def _on_progress(self, progress: pb.Progress) -> None:
+        self.parameters.heard()
+        stage = pb.Progress.Stage.Name(progress.stage).removeprefix("STAGE_").lower()
+        now = asyncio.get_running_loop().time()
+        if now - self._progress_at.get(stage, -PROGRESS_EVERY_S) < PROGRESS_EVERY_S:
+            return
+        self._progress_at[stage] = now
         self._events.send(
             "progress",
             {
-                "stage": pb.Progress.Stage.Name(progress.stage).removeprefix("STAGE_").lower(),
+                "stage": stage,
+                "node_id": progress.node_id,
                 "done": progress.done,
                 "total": progress.total,
                 "message": progress.message,
@@ -244,7 +279,7 @@ class Inference:
                 case "fault":
                     self._failed(response.fault.code, _sentence(response.fault), node_id=response.fault.node_id)
                     if response.fault.code == "update_reverted":
-                        await self._read_back(session)
+                        self.parameters.reverted()
                 case "progress":
                     self._on_progress(response.progress)
         raise EngineGone("the engine ended the session")
@@ -285,91 +320,30 @@ class Inference:
 
     # ---- parameters
 
-    async def update(self, update: Update, *, dry_run: bool = False, expected_version: int = 0) -> UpdateResult:
-        """Apply a workflow and node overrides, all or nothing, between two frames.
-
-        expected_version: 0, or the version that the caller has seen. Raises InvalidRequest, WorkflowRefused,
-        VersionConflict, NotReady. After any of them the running graph is what it was.
-        """
-        async with self._updating:
-            if self.refused is not None and update.workflow is not None:
-                return await self._replace_refused(update, dry_run)
-            engine, session = await self._open_session()
-            request = pb.UpdateSessionRequest(
-                session_id=session.session_id,
-                workflow_json=json.dumps(update.workflow) if update.workflow is not None else "",
-                overrides=overrides_of(update.overrides),
-                dry_run=dry_run,
-            )
-            if expected_version:
-                # A version from before the engine's restart still means the same parameters; one that the engine
-                # cannot have is asked for as it is and refused there.
-                request.expected_version = max(expected_version - self._version_base, 0) or 2**63
-            answer = await engine.update(request, UPDATE_TIMEOUT_S)
-            if not dry_run:
-                self._engine_version = answer.version
-                self._merge(update)
-            effective = answer.effective_pts if answer.HasField("effective_pts") else None
-            return UpdateResult(self._version_base + answer.version, effective)
-
-    def _merge(self, update: Update) -> None:
-        """Keep what was accepted, for the next session after an engine's death."""
-        if update.workflow is not None:
-            self.prompt = copy.deepcopy(update.workflow)
-        for node_id, inputs in update.overrides.items():
-            self.prompt[node_id].setdefault("inputs", {}).update(inputs)
-
     async def _open_session(self) -> tuple[EngineClient, EngineSession]:
-        if self.refused is not None:
-            raise WorkflowRefused(
-                f"the workflow does not run, so its nodes cannot be changed: {self.refused.message}. "
-                "Send a whole workflow as `prompts`.",
-                self.refused.violations,
-            )
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(UPDATE_WAIT_S):
-                await self._opened.wait()
+        if pick(self._engines) is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(UPDATE_WAIT_S):
+                    await self._opened.wait()
         if self._engine is None or self._session is None:
             raise NotReady("the engine is loading or being restarted; the stream goes on, send the update again")
         return self._engine, self._session
 
-    async def _replace_refused(self, update: Update, dry_run: bool) -> UpdateResult:
-        """A whole workflow in place of one that never ran."""
-        assert update.workflow is not None
-        engine = pick(self._engines)
-        if engine is None:
-            raise NotReady("the engine is loading or being restarted; send the workflow again")
-        raise_for_findings(await engine.check(update.workflow))
-        if not dry_run:
-            self._merge(update)
-            self.refused = None
-            self._prompt_changed.set()
-        return UpdateResult(self.version, None)
-
-    async def _read_back(self, session: EngineSession) -> None:
-        """The engine restored older parameters by itself: take over what runs."""
-        if self._engine is not None:
-            description = await self._engine.describe(session.session_id)
-            self.prompt = json.loads(description.workflow_json)
-            self._engine_version = description.version
-
     async def answerable(self) -> None:
-        """Wait until an update can be answered: a session is open, or the workflow does not run."""
+        """Wait until an update can be answered: a session is open, will be with the first frame, or the workflow does
+        not run."""
+        if not self._format_known.is_set():
+            await first_ready(self._engines)
+            return
         while self.refused is None and not self._opened.is_set():
             self._decided.clear()
             await self._decided.wait()
 
 
-def raise_for_findings(findings: Sequence[pb.Finding]) -> None:
-    """Raise WorkflowRefused with one violation for each error among ``findings``."""
-    errors = [finding for finding in findings if finding.severity == pb.Finding.SEVERITY_ERROR]
-    if errors:
-        violations = tuple(
-            Violation(error.path, f"{error.message}; {error.remedy}" if error.remedy else error.message)
-            for error in errors
-        )
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise WorkflowRefused(f"the workflow cannot run here: {errors[0].message}{more}", violations)
+async def _until_gone(engine: EngineClient) -> None:
+    """A hung engine keeps its connections open; its client notices that it answers nothing."""
+    await engine.gone()
+    raise EngineGone("the engine does not answer")
 
 
 def _frame(entry: Entry, now: float, budget_s: float) -> pb.Frame:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from ..engine_client import EngineClient, EngineState, pick
 from ..errors import EngineGone, NoSuchStream, NotReady, StreamConflict, StreamsFull
 from ..params import StartRequest
-from .inference import UpdateResult, raise_for_findings
+from .parameters import UpdateResult, raise_for_findings
 from .session import StreamSession, StreamSettings
 
 logger = logging.getLogger(__name__)
@@ -184,3 +184,7 @@ class Streams:
     ) -> UpdateResult:
         """Apply an update to one stream; see `StreamSession.update`."""
         return await self.get(stream_id).update(body, dry_run=dry_run, expected_version=expected_version)
+
+    async def schema(self, stream_id: str | None) -> dict[str, Any]:
+        """The live parameters of one stream; see `StreamSession.schema`."""
+        return await self.get(stream_id).schema()

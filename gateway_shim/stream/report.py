@@ -43,10 +43,11 @@ class Report:
         self.output: Output | None = None
         self._keep(params)
 
-    def updated(self, params: Any) -> None:
-        """Parameters were accepted."""
+    def updated(self, params: Any) -> dict[str, Any] | None:
+        """Parameters were accepted; gives what an event may repeat of them."""
         self._keep(params if isinstance(params, Mapping) else {})
         self._params_at_ms = now_ms()
+        return self._params
 
     def _keep(self, params: Mapping[str, Any]) -> None:
         text = json.dumps(params, sort_keys=True, default=str).encode()
@@ -101,7 +102,7 @@ class Report:
                 "last_params_update_time": self._params_at_ms,
                 "last_params": self._params or None,
                 "last_params_hash": self._params_hash,
-                "params_version": inference.version,
+                "params_version": inference.parameters.version,
                 "last_error_time": self._wall_ms(inference.last_error_at),
                 "last_error": inference.last_error,
                 "last_restart_time": self._wall_ms(inference.last_reopen_at),

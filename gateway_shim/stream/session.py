@@ -16,7 +16,7 @@ from typing import Any
 from proto import engine_pb2 as pb
 
 from ..engine_client import EngineClient
-from ..errors import SizeIsFixed, VersionConflict, Violation
+from ..errors import SizeIsFixed, Violation
 from ..logs import current_stream
 from ..media.decode import Sound
 from ..media.encode import EncoderSettings
@@ -29,13 +29,15 @@ from ..trickle.wire import ChannelClosed, ChannelError
 from .av_sync import AudioGate
 from .control import ControlUpdates
 from .events import Events
-from .inference import Inference, UpdateResult
+from .inference import Inference
 from .intake import Decoded, Intake
 from .ledger import Ledger, Outcome
 from .mailbox import Entry, Mailbox
 from .output import Output
 from .pacing import Pacer
+from .parameters import UpdateResult
 from .report import Report
+from .schema import schema_of
 from .state import StreamState
 
 logger = logging.getLogger(__name__)
@@ -331,26 +333,29 @@ class StreamSession:
     @property
     def prompt(self) -> Mapping[str, Any]:
         """The workflow that runs, API format, with every accepted override."""
-        return self._inference.prompt
+        return self._inference.parameters.prompt
 
     @property
     def version(self) -> int:
-        return self._inference.version
+        return self._inference.parameters.version
 
     async def update(self, body: Any, *, dry_run: bool = False, expected_version: int = 0) -> UpdateResult:
         """Apply one update in any of the accepted shapes. Raises a HeadraceError; then nothing has changed."""
-        update = parse_update(body, self._inference.prompt)
-        self._check_size(update)
-        if expected_version not in (0, self.version):
-            raise VersionConflict(f"the parameters are at version {self.version}, not {expected_version}")
-        result = UpdateResult(self.version, None)
-        if update.workflow is not None or update.overrides:
-            result = await self._inference.update(update, dry_run=dry_run, expected_version=expected_version)
+
+        def read(prompt: Mapping[str, Any]) -> Update:
+            update = parse_update(body, prompt)
+            self._check_size(update)
+            return update
+
+        update, result = await self._inference.parameters.update(
+            read, dry_run=dry_run, expected_version=expected_version
+        )
         if not dry_run:
             if update.max_framerate is not None and self._intake is not None:
                 self._intake.max_framerate = update.max_framerate
-            self._report.updated(body)
-            self._events.send("params_updated", {"params": body, "version": result.version})
+            shown = self._report.updated(body)
+            facts = {"version": result.version, "effective_pts": result.effective_pts}
+            self._events.send("params_updated", {"params": shown, **facts})
         return result
 
     async def _update_when_possible(self, body: Any) -> None:
@@ -359,6 +364,12 @@ class StreamSession:
             async with asyncio.timeout(CONTROL_WAIT_S):
                 await self._inference.answerable()
         await self.update(body)
+
+    async def schema(self) -> dict[str, Any]:
+        """Every input of every node of the running graph. Raises NotReady or EngineGone while the engine is away."""
+        parameters = self._inference.parameters
+        description = await parameters.describe()
+        return {"stream_id": self.stream_id, **schema_of(description, parameters.outer_version(description.version))}
 
     def _check_size(self, update: Update) -> None:
         wanted = (update.width, update.height)

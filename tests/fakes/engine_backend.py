@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.backend import ComfyInfo, DeviceInfo, FrameIn, GraphFailed, PictureOut, Report, RunResult, Stage
+from engine.backend import (
+    Aside,
+    Building,
+    ComfyInfo,
+    DeviceInfo,
+    FrameIn,
+    GraphFailed,
+    PictureOut,
+    Report,
+    RunResult,
+    Stage,
+)
 from engine.graph import overrides as graph_overrides
 from engine.graph.schema import InputDefinition, NodeDefinition, OutputDefinition
 from engine.graph.workflow import Finding, Prompt, Severity, Workflow
@@ -71,6 +83,7 @@ class StubGraph:
         self.backend.log.append((self, tuple(frame.frame_id for frame in frames)))
         self.backend.running.set()
         assert self.backend.gate.wait(60), "the test forgot to open the gate"
+        time.sleep(self.backend.run_s)
         inputs = prompt["5"]["inputs"]
         mode, level = inputs.get("mode", "paint"), inputs["level"]
         if mode == "fail":
@@ -93,6 +106,8 @@ class StubGraph:
 class StubBackend:
     """``gate`` holds up every run while it is clear; ``may_load`` holds up the load; ``log`` has every run."""
 
+    graph_class: type[StubGraph] = StubGraph
+
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
@@ -100,6 +115,11 @@ class StubBackend:
         self.may_load.set()
         self.running = threading.Event()
         self.load_error: Exception | None = None
+        self.load_s = 0.0
+        self.load_aside = True
+        self.warm_up_steps = 2
+        self.step_s = 0.0
+        self.run_s = 0.0
         self.graphs: list[StubGraph] = []
         self.log: list[tuple[StubGraph, tuple[int, ...]]] = []
 
@@ -133,11 +153,25 @@ class StubBackend:
     def override(self, prompt: Prompt, overrides: Mapping[str, Mapping[str, Any]]) -> Prompt:
         return graph_overrides.apply(prompt, overrides, DEFINITIONS)
 
-    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> StubGraph:
-        report(Stage("warming", "one frame"))
-        graph = StubGraph(self, video)
-        if prompt["5"]["inputs"].get("mode") == "fail":
-            raise GraphFailed("told to", node_id="5", class_type="Level", exception="RuntimeError")
+    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Building:
+        graph = self.graph_class(self, video)
+        try:
+            report(Stage("loading", "model 1 of 1", 1, 1, "5"))
+            if self.load_s and self.load_aside:
+                yield Aside(lambda: time.sleep(self.load_s))
+            elif self.load_s:
+                time.sleep(self.load_s)
+            for number in range(self.warm_up_steps):
+                yield None
+                report(Stage("warming", "", number + 1, self.warm_up_steps, "5"))
+                time.sleep(self.step_s)
+            if prompt["5"]["inputs"].get("mode") == "fail":
+                raise GraphFailed("told to", node_id="5", class_type="Level", exception="RuntimeError")
+            if prompt["5"]["inputs"].get("mode") == "huge":
+                raise GraphFailed("no memory left", code="out_of_memory", node_id="5", class_type="Level")
+        except BaseException:
+            graph.close()
+            raise
         self.graphs.append(graph)
         report(Stage("ready"))
         return graph

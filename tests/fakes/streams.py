@@ -90,6 +90,11 @@ class FakeStreams:
             session.updates.append(update)
         return FakeResult(session.version, 90_000)
 
+    async def schema(self, stream_id: str | None) -> dict[str, Any]:
+        self._fail()
+        session = self.get(stream_id)
+        return {"stream_id": session.request.stream_id, "version": session.version, "parameters": []}
+
     def _fail(self) -> None:
         if self.fails is not None:
             failure, self.fails = self.fails, None

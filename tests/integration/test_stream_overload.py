@@ -5,9 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.backend import FrameIn, Report, RunResult
+from engine.backend import FrameIn, RunResult
 from engine.graph.workflow import Prompt
-from engine.wire import VideoFormat
 from gateway_shim.localnet.measure import latencies_ms, percentile
 from gateway_shim.localnet.numbered import write_clip
 from tests.fakes.engine_backend import StubBackend, StubGraph, workflow
@@ -24,10 +23,7 @@ class SlowGraph(StubGraph):
 
 
 class SlowBackend(StubBackend):
-    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> StubGraph:
-        graph = SlowGraph(self, video)
-        self.graphs.append(graph)
-        return graph
+    graph_class = SlowGraph
 
 
 async def test_slow_graph_keeps_cadence_and_latency_and_shows_what_it_can(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from engine.errors import (
-    MAX_VIOLATIONS,
+    ALLOWED,
     EngineError,
     InvalidRequest,
     NoSuchSession,
@@ -58,6 +58,9 @@ def test_override_errors_name_the_field() -> None:
     code, status = details(error)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert violations(status) == ["nodes.5.inputs.level"]
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[2].Unpack(info)
+    assert (info.reason, dict(info.metadata)) == (ALLOWED, {"nodes.5.inputs.level": "a number from 0 to 255"})
 
 
 @pytest.mark.parametrize(
@@ -78,10 +81,13 @@ def test_only_what_another_engine_could_run_is_a_failed_precondition(codes: list
 
 
 def test_status_fits_into_headers_however_much_is_wrong() -> None:
-    many = [Violation(f"nodes.{number}.inputs.text", "long " * 1000) for number in range(500)]
+    many = [
+        Violation(f"nodes.{number}.inputs.{'text' * 1000}", "long " * 1000, "invalid_override", "ö" * 1000)
+        for number in range(500)
+    ]
     _, status = details(InvalidRequest("all wrong " * 1000, many))
-    assert len(violations(status)) == MAX_VIOLATIONS
-    assert f"and {500 - MAX_VIOLATIONS} more" in status.message
+    assert violations(status)
+    assert f"and {500 - len(violations(status))} more" in status.message
     assert status.ByteSize() * 4 / 3 < 8192, "peers refuse larger headers, and binary ones travel as base64"
 
 
