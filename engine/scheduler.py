@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 #: How long a step of a build stands back for frames: with a graph that is busy all the time, a build still ends, and
 #: takes one frame time of four.
 BUILD_PATIENCE_S: Final = 0.1
+
+#: A traceback of one kind of exception is logged this often at most.
+TRACE_EVERY_S: Final = 1.0
 
 #: Hands a function to the executor thread.
 Submit = Callable[[Callable[[], RunResult]], "asyncio.Future[RunResult]"]
@@ -69,6 +73,7 @@ class Scheduler:
         self._wakeup = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
+        self._traced_at: dict[str, float] = {}  # monotonic seconds by exception class
 
     async def quiet(self) -> None:
         """Until no frame waits for the executor thread, BUILD_PATIENCE_S at most."""
@@ -120,7 +125,7 @@ class Scheduler:
         try:
             result = batch.run()
         except Exception as exc:  # as below
-            source.fail(batch, _failure(exc))
+            source.fail(batch, self._failure(exc))
         else:
             source.finish(batch, result)
 
@@ -128,13 +133,17 @@ class Scheduler:
         try:
             result = await self._submit(batch.run)
         except Exception as exc:  # any node may raise anything: its frames fail, everybody else goes on
-            source.fail(batch, _failure(exc))
+            source.fail(batch, self._failure(exc))
         else:
             source.finish(batch, result)
 
-
-def _failure(error: Exception) -> GraphFailed:
-    if isinstance(error, GraphFailed):
-        return error
-    logger.error("a graph run raised what its runner did not expect", exc_info=error)
-    return GraphFailed("the graph failed unexpectedly; the engine's log says how", exception=type(error).__name__)
+    def _failure(self, error: Exception) -> GraphFailed:
+        if isinstance(error, GraphFailed):
+            return error
+        kind = type(error).__name__
+        now = time.monotonic()
+        if now - self._traced_at.get(kind, float("-inf")) >= TRACE_EVERY_S:
+            # It may come on every frame; the counters hold the rest.
+            self._traced_at[kind] = now
+            logger.error("a graph run raised what its runner did not expect", exc_info=error)
+        return GraphFailed("the graph failed unexpectedly; the engine's log says how", exception=kind)

@@ -209,6 +209,13 @@ class Server:
                 ("grpc.max_send_message_length", max_message_bytes),
                 # Two engines on one port would share its clients by chance.
                 ("grpc.so_reuseport", 0),
+                # Clients ping to notice an engine that hangs; gRPC's default answers that with GOAWAY. Our own pings
+                # find the client whose machine is gone, and free its session.
+                ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+                ("grpc.http2.max_ping_strikes", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.keepalive_time_ms", 20_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
             ]
         )
         self._service = EngineService(self.engine)

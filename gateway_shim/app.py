@@ -14,11 +14,11 @@ from .routes.context import CONTEXT, Context, Engine, Streams
 def create_app(settings: Settings, streams: Streams, engines: Sequence[Engine]) -> web.Application:
     """The HTTP surface over parts that somebody else owns; ``app[CONTEXT]`` is what the handlers share.
 
-    Sends no CORS header: no page of another origin may call.
+    No page of another origin may call: there is no CORS header, and what a browser sends without asking is refused.
     """
     app = web.Application(
         client_max_size=settings.body_limit_bytes,
-        middlewares=[middleware.errors, middleware.bearer],
+        middlewares=[middleware.errors, middleware.same_site, middleware.bearer],
     )
     app[CONTEXT] = Context(settings, streams, engines)
     for routes in (byoc, live_video, params, system):

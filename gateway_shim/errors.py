@@ -93,6 +93,13 @@ class Unauthorized(HeadraceError):
     http_status = 401
 
 
+class CrossSite(HeadraceError):
+    """A page of another origin made the browser call us."""
+
+    code = "cross_site"
+    http_status = 403
+
+
 class NoSuchStream(HeadraceError):
     code = "no_such_stream"
     http_status = 404

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from ..config import Settings
-from ..errors import BodyTooLarge, MalformedRequest, NoSuchStream, NotReady
+from ..errors import BodyTooLarge, InvalidRequest, MalformedRequest, NoSuchStream, NotReady, Violation
 from ..json_text import read_json
 from ..params import StartRequest, check_hosts
 from ..status import Facts, best_state
@@ -101,6 +101,10 @@ class Context:
         """Start a stream in time for the caller. Nothing of it is left when this raises."""
         if self.draining:
             raise NotReady("this worker is shutting down")
+        if not request.channels:
+            # It could only be ended by hand, and in mode A nobody does.
+            missing = Violation("subscribe_url", "is missing, and so is every other channel", "URLs of channels")
+            raise InvalidRequest("the start request names no channel", (missing,))
         check_hosts(request, self.settings.channel_hosts)
         try:
             async with asyncio.timeout(START_DEADLINE_S):

@@ -6,10 +6,11 @@ import hmac
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from ..errors import HeadraceError, Unauthorized, Violation, error_body
+from ..errors import CrossSite, HeadraceError, Unauthorized, Violation, error_body
 from . import live_video
 from .context import CONTEXT
 
@@ -40,6 +41,15 @@ async def errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
         incident = uuid.uuid4().hex[:8]
         logger.exception("incident %s: %s %s failed", incident, request.method, request.path)
         return _answer(request, 500, HeadraceError.code, f"internal error, incident {incident}")
+
+
+@web.middleware
+async def same_site(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Browsers let any page post to any address. None but our own may: its Origin is the Host that was called."""
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+        raise CrossSite(f"calls from pages of {origin[:200]!r} are refused")
+    return await handler(request)
 
 
 @web.middleware

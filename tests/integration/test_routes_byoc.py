@@ -41,7 +41,9 @@ async def test_start_reads_json_whatever_the_content_type_says() -> None:
 
 async def test_start_takes_its_id_from_the_header_when_the_body_has_none() -> None:
     async with worker() as shim:
-        answer = await shim.post("/stream/start", {"params": None}, headers={"X-Stream-Id": "cam7"})
+        answer = await shim.post(
+            "/stream/start", {"events_url": BYOC_START["events_url"]}, headers={"X-Stream-Id": "cam7"}
+        )
         assert answer.json["request_id"] == "cam7"
 
 
