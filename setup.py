@@ -37,11 +37,11 @@ class BuildPackages(build_py):
 
     def _shipped(self) -> list[tuple[Path, Path]]:
         built = Path(self.build_lib)
-        pairs = []
-        for pattern, target in SHIPPED.items():
-            for source in sorted(ROOT.glob(pattern)):
-                pairs.append((source, built / target if "*" not in pattern else built / target / source.name))
-        return pairs
+        return [
+            (source, built / target if "*" not in pattern else built / target / source.name)
+            for pattern, target in SHIPPED.items()
+            for source in sorted(ROOT.glob(pattern))
+        ]
 
 
 commands: dict[str, Any] = {"build_py": BuildPackages}
