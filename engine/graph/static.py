@@ -58,5 +58,10 @@ def static_nodes(prompt: Prompt, definitions: Definitions) -> list[str]:
     return [
         node_id
         for node_id in order
-        if node_id in needed and node_id not in live and not definitions[prompt[node_id]["class_type"]].output_node
+        if node_id in needed and node_id not in live and not _is_sink(prompt[node_id], definitions)
     ]
+
+
+def _is_sink(node: Mapping[str, Any], definitions: Definitions) -> bool:
+    definition = definitions.get(node["class_type"])
+    return definition is None or definition.output_node

@@ -25,6 +25,9 @@ from engine.graph.schema import InputDefinition, NodeDefinition, OutputDefinitio
 from engine.graph.workflow import Finding, Prompt, Severity, Workflow
 from engine.wire import VideoFormat, plane_bytes
 
+#: Frames after which "fail_later" fails.
+FUSE = 5
+
 IMAGE = OutputDefinition("IMAGE", "IMAGE")
 DEFINITIONS = {
     definition.class_type: definition
@@ -52,7 +55,8 @@ DEFINITIONS = {
 
 
 def workflow(level: int = 7, mode: str = "paint", **inputs: Any) -> str:
-    """``mode``: "paint"; "fail" and "bug" raise; "nothing" and "half" (the width) say it; "text" adds a text."""
+    """``mode``: "paint"; "fail", "fail_later" and "bug" raise; "huge" fits into no memory; "nothing" and "half" (the
+    width) say it; "text" adds a text."""
     return json.dumps(
         {
             "1": {"class_type": "LoadTensor", "inputs": {}},
@@ -75,6 +79,7 @@ class StubGraph:
         self.backend = backend
         self.video = video
         self.closed = False
+        self.fuse = FUSE
         self.runs: list[tuple[int, ...]] = []
 
     def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
@@ -86,7 +91,9 @@ class StubGraph:
         time.sleep(self.backend.run_s)
         inputs = prompt["5"]["inputs"]
         mode, level = inputs.get("mode", "paint"), inputs["level"]
-        if mode == "fail":
+        self.backend.first_made.setdefault(level, frames[0].frame_id)
+        self.fuse = self.fuse - 1 if mode == "fail_later" else FUSE
+        if mode == "fail" or self.fuse == 0:
             raise GraphFailed("told to", node_id="5", class_type="Level", exception="RuntimeError")
         if mode == "bug":
             raise KeyError("/secret/path")
@@ -104,9 +111,11 @@ class StubGraph:
 
 
 class StubBackend:
-    """``gate`` holds up every run while it is clear; ``may_load`` holds up the load; ``log`` has every run."""
+    """``gate`` holds up every run while it is clear; ``may_load`` holds up the load; ``log`` has every run.
 
-    graph_class: type[StubGraph] = StubGraph
+    ``load_s`` and ``load_aside`` make a build begin with a load, ``warm_up_steps`` of ``step_s`` follow; ``run_s`` is
+    the time of one run. Seconds.
+    """
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -121,6 +130,7 @@ class StubBackend:
         self.step_s = 0.0
         self.run_s = 0.0
         self.graphs: list[StubGraph] = []
+        self.first_made: dict[int, int] = {}  # level to the first frame that got it
         self.log: list[tuple[StubGraph, tuple[int, ...]]] = []
 
     def load(self) -> ComfyInfo:
@@ -154,7 +164,7 @@ class StubBackend:
         return graph_overrides.apply(prompt, overrides, DEFINITIONS)
 
     def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Building:
-        graph = self.graph_class(self, video)
+        graph = StubGraph(self, video)
         try:
             report(Stage("loading", "model 1 of 1", 1, 1, "5"))
             if self.load_s and self.load_aside:

@@ -147,7 +147,7 @@ class Network:
         self._process: asyncio.subprocess.Process | None = None
         self.shim = shim
         self.http = http
-        self._directory = directory
+        self.directory = self._directory = directory
         self._streams: list[LiveStream] = []
 
     async def start(
