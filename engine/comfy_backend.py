@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Final
 
 import torch
@@ -16,6 +16,7 @@ import torch
 import cext
 
 from .backend import (
+    Aside,
     Building,
     ComfyInfo,
     DeviceInfo,
@@ -174,9 +175,10 @@ class ComfyBackend:
         graph = ComfyGraph(self._loaded.new_runner(), prompt, video)
         frames = self._settings.warm_up_frames
         planes = bytes([WARM_UP_LEVEL]) * video.frame_bytes
+        checked, _ = self._loaded.checked(prompt)  # with the values that the nodes will get
         try:
             yield None
-            yield from self._prepare(graph, prompt, report)
+            yield from self._prepare(graph, prompt, checked, report)
             for number in range(frames):
                 report(Stage("warming", f"frame {number + 1} of {frames}", number + 1, frames))
                 with self._progress(report):
@@ -185,30 +187,38 @@ class ComfyBackend:
         except BaseException:
             graph.close()
             raise
+        finally:
+            for node in checked.values():
+                self._loaded.side_loading.forget(node["class_type"], node["inputs"])
         settle_heap()
         report(Stage("ready"))
         logger.info("graph of %d nodes is warm after %.2f s", len(prompt), time.monotonic() - began)
         return graph
 
-    def _prepare(self, graph: ComfyGraph, prompt: Prompt, report: Report) -> Building:
-        """Run what depends on nothing live, a node at a time: a stall of the running graphs is one node long."""
+    def _prepare(
+        self, graph: ComfyGraph, prompt: Prompt, checked: Prompt, report: Report
+    ) -> Generator[Aside | None, None, None]:
+        """Load the models, aside where that is safe, then run what depends on nothing live, a node at a time: a stall
+        of the running graphs is one node long."""
         definitions = self._loaded.definitions
         nodes = static_nodes(prompt, definitions)
         models = [node_id for node_id in nodes if is_loader(prompt[node_id], definitions)]
-        for node_id in nodes:
+        for number, node_id in enumerate(models, 1):
             class_type = prompt[node_id]["class_type"]
-            if node_id in models:
-                number = models.index(node_id) + 1
-                text = f"model {number} of {len(models)}: {class_type}"
-                report(Stage("loading", text, number, len(models), node_id))
-            else:
-                report(Stage("warming", class_type, node_id=node_id))
-            with self._progress(report):
-                prepared = graph.prepare(node_id)
-            yield None
-            if not prepared:  # this runner runs whole ticks only
+            report(Stage("loading", f"{class_type}, model {number} of {len(models)}", number, len(models), node_id))
+            load = self._loaded.side_loading.call_for(class_type, checked[node_id]["inputs"])
+            if load is not None:
+                with contextlib.suppress(Exception):  # the node fails once more where it is known by name
+                    yield Aside(load)
+        for node_id in nodes:
+            if not self._run_node(graph, node_id, report):
                 break
-        return graph
+            yield None
+
+    def _run_node(self, graph: ComfyGraph, node_id: str, report: Report) -> bool:
+        """False: this runner runs whole ticks only."""
+        with self._progress(report):
+            return graph.prepare(node_id)
 
     @contextlib.contextmanager
     def _progress(self, report: Report) -> Iterator[None]:

@@ -28,6 +28,7 @@ from .device import DeviceInfo, chosen, describe
 from .executor_runner import ExecutorRunner
 from .io_nodes import NODE_CLASSES
 from .schema import NodeDefinition, definition_of
+from .side_loading import SideLoading
 from .validation import check, check_choices, translated
 from .workflow import Finding, Prompt, Severity, finding
 
@@ -95,6 +96,7 @@ class ComfyHost:
         self.definitions: Mapping[str, NodeDefinition] = {}
         self.stand_ins: tuple[str, ...] = ()
         self.on_progress: Callable[[int, int, str], None] | None = None
+        self.side_loading: SideLoading
         self._loop = loop
         self._thread = threading.get_ident()
 
@@ -194,6 +196,7 @@ class ComfyHost:
         utils.set_progress_bar_enabled(False)  # tqdm would print a bar for every frame
         utils.set_progress_bar_global_hook(self._progress)
         self._management: Any = importlib.import_module("comfy.model_management")
+        self.side_loading = SideLoading(self._nodes.NODE_CLASS_MAPPINGS, self._management)
         failed += self.add_nodes(self._nodes.NODE_CLASS_MAPPINGS)
         self.add_nodes(NODE_CLASSES)  # after the packs: ComfyStream's own has the same names
         self.failed_packs = tuple(failed)

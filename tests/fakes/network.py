@@ -139,9 +139,16 @@ class LiveStream:
 
 class Network:
     def __init__(
-        self, broker: Broker, shim: Shim, http: aiohttp.ClientSession, directory: Path, backend: Backend | None
+        self,
+        broker: Broker,
+        shim: Shim,
+        http: aiohttp.ClientSession,
+        directory: Path,
+        backend: Backend | None,
+        comfyui: Path | None,
     ) -> None:
         self.broker = broker
+        self._comfyui = comfyui
         self._backend = backend
         self._engine = contextlib.AsyncExitStack()
         self._process: asyncio.subprocess.Process | None = None
@@ -189,7 +196,7 @@ class Network:
                 "--address",
                 address,
                 "--comfyui-dir",
-                "none",
+                str(self._comfyui or "none"),
                 "--log-level",
                 "warning",
             )
@@ -219,16 +226,22 @@ class Network:
 
 @contextlib.asynccontextmanager
 async def network(
-    directory: Path, *, engine: bool = True, backend: Backend | None = None, **settings: Any
+    directory: Path,
+    *,
+    engine: bool = True,
+    backend: Backend | None = None,
+    comfyui: Path | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Network]:
-    """``engine`` False: nobody listens at the engine's address. ``backend``: a stand-in for ComfyUI."""
+    """``engine`` False: nobody listens at the engine's address. ``backend``: a stand-in for ComfyUI. ``comfyui``: the
+    real one, in an engine process."""
     async with contextlib.AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker())
         address = settings_for(directory).address
         settings = {"listen_port": 0, "drain_s": 0.0, "run_dir": directory} | settings
         shim = await stack.enter_async_context(running(Settings(engine_address=address, **settings)))
         http = await stack.enter_async_context(open_http())
-        net = Network(broker, shim, http, directory, backend)
+        net = Network(broker, shim, http, directory, backend, comfyui)
         stack.push_async_callback(net.close)
         if engine:
             await net.start_engine()
