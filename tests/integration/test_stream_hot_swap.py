@@ -69,7 +69,7 @@ async def test_model_that_loads_for_two_seconds_costs_no_frame(
 
 
 async def test_warm_up_stands_back_for_live_frames(net: Network, stream: LiveStream, backend: StubBackend) -> None:
-    backend.run_s, backend.warm_up_steps, backend.step_s = 0.015, 40, 0.02
+    backend.run_s, backend.warm_up_steps, backend.step_s = 0.02, 50, 0.035
     status, _ = await net.post("/stream/params", {"prompts": json.loads(workflow(level=200))})
     assert status == 200
     session = net.shim.streams.active["cam"]
