@@ -12,8 +12,9 @@ from typing import Any, Self
 from ..engine_client import EngineClient, EngineState, pick
 from ..errors import EngineGone, NoSuchStream, NotReady, StreamConflict, StreamsFull
 from ..params import StartRequest
-from .parameters import UpdateResult, raise_for_findings
+from .parameters import UpdateResult
 from .session import StreamSession, StreamSettings
+from .workflow import raise_for_findings
 
 logger = logging.getLogger(__name__)
 

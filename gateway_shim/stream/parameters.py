@@ -26,10 +26,10 @@ from ..errors import (
     NoSuchStream,
     NotReady,
     VersionConflict,
-    Violation,
     WorkflowRefused,
 )
 from ..params import Update
+from .workflow import PASS_THROUGH, merged, raise_for_findings
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +41,6 @@ SILENCE_S = 30.0
 
 #: Longest build of a workflow, whatever the engine says: the largest models from a slow disk.
 BUILD_TIMEOUT_S = 1800.0
-
-#: The pass-through graph, for streams that were started without a workflow.
-PASS_THROUGH: dict[str, dict[str, Any]] = {
-    "1": {"class_type": "LoadTensor", "inputs": {}, "_meta": {"title": "live input"}},
-    "2": {"class_type": "SaveTensor", "inputs": {"images": ["1", 0]}, "_meta": {"title": "live output"}},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +270,7 @@ class Parameters:
             raise NotReady("the engine is loading or being restarted; send the update again")
         ahead = self.prompt
         for waiting in batch:
-            ahead = _merged(ahead, waiting.update)
+            ahead = merged(ahead, waiting.update)
         raise_for_findings(await engine.check(ahead))
         if batch[0].dry_run:
             return UpdateResult(self.version, None)
@@ -286,7 +280,7 @@ class Parameters:
 
     def _merge(self, update: Update) -> None:
         """Keep what was accepted, for the next session after an engine's death."""
-        self.prompt = _merged(self.prompt, update)
+        self.prompt = merged(self.prompt, update)
 
     async def _replace_refused(self, waiting: _Waiting) -> UpdateResult:
         """A whole workflow in place of one that never ran."""
@@ -313,23 +307,3 @@ class Parameters:
             description = await self.describe()
             self.prompt = json.loads(description.workflow_json)
             self._engine_version = description.version
-
-
-def _merged(prompt: dict[str, Any], update: Update) -> dict[str, Any]:
-    """``prompt`` with an update; ``prompt`` itself stays as it is."""
-    merged = copy.deepcopy(prompt if update.workflow is None else update.workflow)
-    for node_id, inputs in update.overrides.items():
-        merged[node_id].setdefault("inputs", {}).update(inputs)
-    return merged
-
-
-def raise_for_findings(findings: Sequence[pb.Finding]) -> None:
-    """Raise WorkflowRefused with one violation for each error among ``findings``."""
-    errors = [finding for finding in findings if finding.severity == pb.Finding.SEVERITY_ERROR]
-    if errors:
-        violations = tuple(
-            Violation(error.path, f"{error.message}; {error.remedy}" if error.remedy else error.message)
-            for error in errors
-        )
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise WorkflowRefused(f"the workflow cannot run here: {errors[0].message}{more}", violations)
