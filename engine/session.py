@@ -161,6 +161,7 @@ class Session:
     def hear(self, blocks: Sequence[pb.AudioBlock]) -> None:
         """Take sound in; it waits for a run."""
         if self._sound is not None:
+            self._follow(self._sound)
             self._sound.put((block.pts, block.samples) for block in blocks)
 
     def end_input(self) -> None:
