@@ -274,7 +274,7 @@ class Session:
             results.append(message)
         self.parameters.succeeded(run.revision, run.pts)
         if result.texts:
-            items = [pb.TextItem(pts=run.pts, node_id=node, text=text) for node, text in result.texts]
+            items = [pb.TextItem(pts=self._text_pts(run), node_id=node, text=text) for node, text in result.texts]
             self.outbox.put(pb.ProcessResponse(text=pb.TextBatch(items=items)))
         if result.sound is not None:
             block = pb.AudioBlock(pts=result.sound.pts, samples=result.sound.samples)
@@ -285,6 +285,12 @@ class Session:
         self._credits += len(results)
         self._answer(results, len(results))
         self._end_if_drained()
+
+    def _text_pts(self, run: Run) -> int:
+        """A moment as pictures tell it, where there are some."""
+        if run.frames or run.sound is None or not self.video.width:
+            return run.pts
+        return round(run.pts * run.sound.format.time_base / self.video.time_base)
 
     def fail(self, run: Run, error: GraphFailed) -> None:
         """``run`` raised ``error``: its frames have failed, the session goes on."""

@@ -2,7 +2,8 @@
 
 The input's sound is the clock. The graph's sound has the pts of what it was made of, so it takes the place of exactly
 that stretch. While the engine is expected to give sound, the input's waits for it; it goes out itself when it is due,
-when the graph skipped it, or when the engine went away. Positions are counted in samples from the input's stamps.
+when the graph skipped it, or when the engine went away. Stamps are rounded, samples are not: everything here is
+counted in samples, and the engine is told and answers positions, so that the two fit to the sample.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ from .av_sync import AudioGate
 
 _SAMPLE_BYTES = 4  # two channels of s16
 
-#: Graph and input may disagree by this many samples where they touch: stamps are whole ticks of 1.9 samples.
-_ROUNDING = 2
-
+#: A stamp that differs by less from the count is rounding; by more, sound is missing.
 _NOISE = round(MAX_STAMP_NOISE / TICKS_PER_SAMPLE)
 
 
@@ -48,7 +47,7 @@ class StreamSound:
         self._gate = gate
         self._hold = round(hold_s * SAMPLE_RATE)
         self._waiting: deque[_Waiting] = deque()
-        self._position: int | None = None  # everything before has gone to the gate
+        self._end: int | None = None  # position behind the last input
         self._extra_s: float | None = None  # how long the graph may take; None: it gives no sound
         self.replaced_samples = 0  # that the graph gave
         self.late_samples = 0  # that it gave when the input's were out already
@@ -65,16 +64,13 @@ class StreamSound:
         while self._waiting:
             self._pass_on()
 
-    def replace(self, pts: int, samples: bytes) -> None:
-        """The graph's sound for the stretch that begins at ``pts``, 48 kHz s16 stereo."""
+    def replace(self, begin: int, samples: bytes) -> None:
+        """The graph's sound for the stretch that begins at a position, 48 kHz s16 stereo."""
         count = len(samples) // _SAMPLE_BYTES
-        begin = _position(pts)
         if not self._waiting:
             self.late_samples += count
             return
         first = self._waiting[0].begin
-        if abs(begin - first) <= _ROUNDING:
-            begin = first
         cut = min(max(first - begin, 0), count)
         self.late_samples += cut
         # The graph cannot know more than it was given.
@@ -94,19 +90,19 @@ class StreamSound:
 
     # ---- the input's side
 
-    def put(self, sound: Sound, due: float) -> None:
-        """``due``: moment after which it goes out even without its picture."""
+    def put(self, sound: Sound, due: float) -> int:
+        """``due``: moment after which it goes out even without its picture. Returns its first sample's position."""
+        begin = round(sound.pts / TICKS_PER_SAMPLE)
+        if self._end is not None and abs(begin - self._end) < _NOISE:
+            begin = self._end
+        self._end = begin + sound.frame.samples
         if self._extra_s is None:
             self._gate.put(sound, due)
-            self._position = None
-            return
-        begin, samples = _position(sound.pts), samples_of(sound)
-        last = self._waiting[-1].end if self._waiting else self._position
-        if last is not None and abs(begin - last) < _NOISE:
-            begin = last  # stamps are rounded, samples are counted
-        self._waiting.append(_Waiting(begin, samples, due + self._extra_s))
-        while self._waiting[-1].end - self._waiting[0].begin > self._hold:
-            self._pass_on()
+        else:
+            self._waiting.append(_Waiting(begin, samples_of(sound), due + self._extra_s))
+            while self._end - self._waiting[0].begin > self._hold:
+                self._pass_on()
+        return begin
 
     def _pass_on(self, until: int | None = None) -> None:
         """The oldest input goes out as it came, up to a position."""
@@ -119,7 +115,6 @@ class StreamSound:
 
     def _give(self, begin: int, samples: bytes, due: float) -> None:
         self._gate.put(sound_of(round(begin * TICKS_PER_SAMPLE), samples), due)
-        self._position = begin + len(samples) // _SAMPLE_BYTES
 
     # ---- the output's side, as `AudioGate`
 
@@ -134,10 +129,6 @@ class StreamSound:
     def rest(self) -> Iterator[Sound]:
         self.give_up()
         return self._gate.rest()
-
-
-def _position(pts: int) -> int:
-    return round(pts / TICKS_PER_SAMPLE)
 
 
 def samples_of(sound: Sound) -> bytes:

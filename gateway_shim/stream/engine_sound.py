@@ -13,11 +13,10 @@ from ..media.decode import Sound
 from ..media.sound import SAMPLE_RATE
 from .audio import StreamSound, samples_of
 from .av_sync import AudioGate
-from .pacing import TICKS
 
-#: What the decoder gives and the encoder takes; the engine converts for the graph.
+#: What the decoder gives and the encoder takes; pts are positions in samples.
 FORMAT: Final = pb.AudioFormat(
-    sample_rate=SAMPLE_RATE, channels=2, time_base=pb.Rational(numerator=1, denominator=TICKS)
+    sample_rate=SAMPLE_RATE, channels=2, time_base=pb.Rational(numerator=1, denominator=SAMPLE_RATE)
 )
 
 #: Blocks that may wait for an engine that does not read; the oldest goes. 20 ms each, that is 10 s.
@@ -38,9 +37,9 @@ class EngineSound:
 
     def put(self, sound: Sound, due: float) -> None:
         """Of the input. ``due``: loop time at which it has to go out without any graph."""
-        self.out.put(sound, due)
+        position = self.out.put(sound, due)
         if self._taken:
-            self._blocks.append(pb.AudioBlock(pts=sound.pts, samples=samples_of(sound)))
+            self._blocks.append(pb.AudioBlock(pts=position, samples=samples_of(sound)))
             self._changed.set()
 
     def opened(self, message: pb.SessionOpened) -> None:

@@ -82,6 +82,8 @@ class Inference:
         self._format: pb.VideoFormat | None = None
         self._format_known = asyncio.Event()
         self._opened = asyncio.Event()
+        self._finishing = False
+        self._finished = asyncio.Event()  # the engine has answered everything, or is gone
         self._decided = asyncio.Event()  # a session opened, or the workflow was refused
         self._engine: EngineClient | None = None
         self._session: EngineSession | None = None
@@ -220,6 +222,7 @@ class Inference:
         self._attempts += 1
         self.parameters.opened(session.opened.version)
         self._proven = True
+        self._finished.clear()
         self._take_ends(session.opened)
         self._engine, self._session = engine, session
         self._round_trip_s = self._spread_s = 0.0
@@ -242,6 +245,7 @@ class Inference:
         finally:
             self._opened.clear()
             self._engine = self._session = None
+            self._finished.set()
             self._sound.lost()
             for side in sides:
                 side.cancel()
@@ -300,7 +304,19 @@ class Inference:
                         self.parameters.reverted()
                 case "progress":
                     self._on_progress(response.progress)
+        if self._finishing:
+            self._finished.set()
+            await asyncio.Event().wait()  # the stream cancels what is left of us
         raise EngineGone("the engine ended the session")
+
+    async def finish(self) -> None:
+        """No frame follows: wait until the engine has said everything, text above all. Cancel `run` afterwards."""
+        if self._session is None:
+            return
+        self._finishing = True
+        with contextlib.suppress(HeadraceError):
+            await self._session.end_input()
+            await self._finished.wait()
 
     def _settle(self, result: pb.FrameResult) -> None:
         match result.WhichOneof("outcome"):

@@ -256,6 +256,10 @@ class StreamSession:
                 # What the engine still holds will not come in time: let the rest out unprocessed.
                 self._mailbox.refuse("stream_ended")
                 await asyncio.wait({output}, timeout=DRAIN_S)
+            if self._data is not None:  # text of frames that went out already
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(DRAIN_S):
+                        await self._inference.finish()
             for task in (output, inference, events):
                 task.cancel()
 

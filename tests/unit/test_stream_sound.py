@@ -34,6 +34,7 @@ class Line:
 
     def __init__(self, origin: float = 0.0) -> None:
         self.origin = origin
+        self.first = 0  # position of sample 0
         self.gate: AudioGate[Sound] = AudioGate()
         self.sound = StreamSound(self.gate)
         list(self.gate.release(-1_000_000))  # the first picture is out
@@ -41,10 +42,10 @@ class Line:
         self.spans: list[tuple[int, int]] = []
 
     def put(self, position: int, count: int = BLOCK, due: float = 1.0) -> None:
-        self.sound.put(sound_of(pts_of(position, self.origin), samples(position, count)), due)
+        self.first = self.sound.put(sound_of(pts_of(position, self.origin), samples(position, count)), due) - position
 
     def graph(self, position: int, count: int) -> None:
-        self.sound.replace(pts_of(position, self.origin), samples(position, count, GRAPH))
+        self.sound.replace(self.first + position, samples(position, count, GRAPH))
 
     def take(self, sounds: object) -> None:
         for sound in sounds:  # type: ignore[attr-defined]
