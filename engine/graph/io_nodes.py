@@ -17,6 +17,7 @@ import torch
 
 from .runner import TickInput
 from .schema import NodeDefinition, definition_of
+from .sound_nodes import AudioLevel
 
 _sequence = itertools.count(1)
 _current: ContextVar[Exchange] = ContextVar("headrace_exchange")
@@ -180,7 +181,15 @@ class SaveTextTensor:
 
 NODE_CLASSES: Final[dict[str, type]] = {
     node.__name__: node
-    for node in (LoadTensor, SaveTensor, LoadAudioTensor, SaveAudioTensor, SaveTextTensor, PrimaryInputLoadImage)
+    for node in (
+        LoadTensor,
+        SaveTensor,
+        LoadAudioTensor,
+        SaveAudioTensor,
+        SaveTextTensor,
+        PrimaryInputLoadImage,
+        AudioLevel,
+    )
 }
 
 #: What is known without any ComfyUI.
