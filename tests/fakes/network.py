@@ -178,7 +178,8 @@ class Network:
             answer: dict[str, Any] = await response.json()
             return answer
 
-    async def start_engine(self) -> None:
+    async def start_engine(self, comfyui: str = "none") -> None:
+        """``comfyui``: directory of a real one, for an engine process."""
         if self._backend is not None:
             await self._engine.enter_async_context(running_engine(settings_for(self._directory), self._backend))
         else:
@@ -191,7 +192,7 @@ class Network:
                 "--address",
                 address,
                 "--comfyui-dir",
-                "none",
+                comfyui,
                 "--log-level",
                 "warning",
             )
