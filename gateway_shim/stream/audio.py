@@ -58,6 +58,11 @@ class StreamSound:
         """From here on the graph gives sound; input waits for it until ``extra_s`` after it is due."""
         self._extra_s = extra_s
 
+    @property
+    def expects(self) -> bool:
+        """Whether input waits for the graph."""
+        return self._extra_s is not None
+
     def give_up(self) -> None:
         """The graph gives none (any more): what waits goes out as it came."""
         self._extra_s = None

@@ -79,6 +79,7 @@ class Inference:
         self._on_text = on_text
         self._sound = sound
         self.picture_size: tuple[int, int] | None = None  # of the graph's pictures, when the engine has said it
+        self._gives_pictures = True
         self._format: pb.VideoFormat | None = None
         self._format_known = asyncio.Event()
         self._opened = asyncio.Event()
@@ -255,6 +256,7 @@ class Inference:
         """What the workflow takes and gives."""
         size = opened.video_output.width, opened.video_output.height
         self.picture_size = size if all(size) else None
+        self._gives_pictures = opened.HasField("video_output")
         self._sound.opened(opened)
 
     def _on_progress(self, progress: pb.Progress) -> None:
@@ -337,6 +339,9 @@ class Inference:
             case _:
                 reason = _DROP_REASONS.get(result.dropped.reason, "dropped")
                 self._mailbox.resolve(result.frame_id, Outcome.DROPPED, reason)
+                if reason == "no_output" and not self._gives_pictures:
+                    self.ever_processed = True  # that is all it can say of a frame
+                    self.rate.tick()
         self._learn(result)
 
     def _learn(self, result: pb.FrameResult) -> None:

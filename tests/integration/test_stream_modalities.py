@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from gateway_shim.localnet import measure, probe
@@ -73,15 +74,18 @@ def holes(path: Path) -> list[int]:
     return [later - earlier for earlier, later in itertools.pairwise(stamps) if later - earlier != 1800]
 
 
-async def test_sound_of_the_graph_is_heard_in_sync_and_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("picture", [True, False], ids=["with pictures", "alone"])
+async def test_sound_of_the_graph_is_heard_in_sync_and_whole(tmp_path: Path, picture: bool) -> None:
     clip = write_clip(tmp_path / "clip.ts", frames=120, audio="aac")
     backend = SoundBackend()
     async with network(tmp_path, backend=backend, **CALM) as net:
-        stream = await net.start(params={"prompts": workflow(buffer_ms=200)})
+        stream = await net.start(params={"prompts": workflow(buffer_ms=200, picture=picture)})
         published = await stream.publish(clip, realtime=True)
+        state = net.shim.streams.active["cam"].status()["state"]
         await stream.end_input()
         received = await stream.received()
-    assert received.numbers == list(range(120))
+    assert received.numbers == list(range(120)), "a graph without pictures leaves them as they are"
+    assert state in ("ONLINE", "DEGRADED_INPUT"), "nothing is wrong with the graph"
     offsets = av_offsets_ms(received.path)
     assert len(offsets) == 4
     assert max(map(abs, offsets)) < 40
@@ -98,7 +102,10 @@ async def test_engine_that_goes_away_leaves_no_hole(tmp_path: Path) -> None:
         stream = await net.start(params={"prompts": workflow(buffer_ms=200)})
         publishing = asyncio.create_task(stream.publish(clip, realtime=True))
         await until(lambda: len(backend.heard) >= 10)
+        sound = net.shim.streams.active["cam"]._sound.out
+        assert sound.expects
         await net.stop_engine()
+        await until(lambda: not sound.expects)
         published = await publishing
         await stream.end_input()
         received = await stream.received()
