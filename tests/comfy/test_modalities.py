@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 
 from engine.audio import AudioFormat, Sound
 from engine.backend import FrameIn, RunResult
-from engine.comfy_backend import ComfyGraph
+from engine.comfy_backend import ComfyBackend, ComfyGraph
 from engine.graph.comfy import ComfyHost
 from engine.graph.workflow import Prompt, parse
 from engine.wire import VideoFormat
 from tests.fakes import nodes as fakes
+from tests.fakes.engine_client import settings_for
 
 VIDEO = VideoFormat(16, 8)
 FORMAT = AudioFormat()
@@ -24,6 +26,19 @@ def graph_of(host: ComfyHost, **nodes: tuple[str, dict[str, Any]]) -> tuple[Comf
     fakes.runs.clear()
     prompt = parse({name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}).prompt
     return ComfyGraph(host.new_runner(), prompt, VIDEO), prompt
+
+
+def warm(host: ComfyHost, prompt: Prompt) -> ComfyGraph:
+    """As sessions get it."""
+    backend = ComfyBackend(settings_for(Path()))
+    backend._host = host
+    building = backend.build(prompt, VIDEO, lambda stage: None)
+    while True:
+        try:
+            next(building)
+        except StopIteration as end:
+            assert isinstance(end.value, ComfyGraph)
+            return end.value
 
 
 def frame(number: int, level: int = 128) -> FrameIn:
@@ -132,10 +147,10 @@ def test_text_that_depends_on_nothing_live_is_sent_after_the_warm_up_and_again(h
         picture=("LoadTensor", {}),
         show=("SaveTensor", {"images": ["picture", 0]}),
     )
+    graph.close()
+    graph = warm(host, prompt)
     now = 0.0
     graph._texts._clock = lambda: now
-    graph.run(prompt, [frame(0)])
-    graph.begin()
     sent = []
     for number in range(1, 61):
         now = number / 30
@@ -154,6 +169,7 @@ def test_size_is_known_after_the_warm_up(host: ComfyHost) -> None:
         show=("SaveTensor", {"images": ["scale", 0]}),
     )
     assert graph.picture_size == (0, 0)
-    graph.run(prompt, [frame(0)])
+    graph.close()
+    graph = warm(host, prompt)
     assert graph.picture_size == (32, 16)
     graph.close()
