@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,16 @@ def warm(host: ComfyHost, prompt: Prompt) -> ComfyGraph:
     """As sessions get it."""
     backend = ComfyBackend(settings_for(Path()))
     backend._host = host
-    building = backend.build(prompt, VIDEO, lambda stage: None)
-    while True:
-        try:
-            next(building)
-        except StopIteration as end:
-            assert isinstance(end.value, ComfyGraph)
-            return end.value
+    built = []
+
+    def build() -> Iterator[Any]:
+        built.append((yield from backend.build(prompt, VIDEO, lambda stage: None)))
+
+    for _ in build():
+        pass
+    (graph,) = built
+    assert isinstance(graph, ComfyGraph)
+    return graph
 
 
 def frame(number: int, level: int = 128) -> FrameIn:
