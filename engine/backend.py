@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from .audio import Sound
 from .config import Settings
 from .graph.schema import NodeDefinition
 from .graph.workflow import Finding, Prompt, Workflow
@@ -72,6 +73,8 @@ class RunResult:
 
     pictures: Sequence[PictureOut | None]
     texts: Sequence[tuple[str, str]] = ()  # (node id, text), of the whole run
+    sound: Sound | None = None  # of the same time as the sound that the run took
+    sound_problem: str = ""  # a sentence, when the graph's sound could not be used
     graph_us: int = 0
     convert_us: int = 0
 
@@ -105,9 +108,14 @@ class Graph(Protocol):
     def inline(self) -> bool:
         """Runs in microseconds and without torch: it need not go through the executor thread."""
 
-    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Width and height of the last picture that it gave; 0, 0 before the first."""
+
+    def run(self, prompt: Prompt, frames: Sequence[FrameIn], sound: Sound | None = None) -> RunResult:
         """One run. A prompt other than the last one's has been accepted by ``Backend`` and applies from here on.
 
+        sound: the next buffer; None while it is not complete. frames: none where sound is the pace.
         Raises GraphFailed; every frame of the run has failed then.
         """
 
@@ -181,7 +189,11 @@ class PassThrough:
     runner_reason: str = "the workflow hands its live input to its live output"
     inline: bool = field(default=True, init=False)
 
-    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+    def run(self, prompt: Prompt, frames: Sequence[FrameIn], sound: Sound | None = None) -> RunResult:
         return RunResult([PictureOut(frame.planes, self.width, self.height) for frame in frames])
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from .backend import (
     Report,
     Stage,
 )
+from .ends import require_ends
 from .errors import Violation, WorkflowRefused, refuse
 from .executor import Executor, release_heap
 from .graph import overrides as graph_overrides
@@ -64,7 +65,7 @@ class Builder:
             workflow = parse(workflow_json, max_nodes=self._max_nodes)
         except WorkflowError as exc:
             return list(exc.findings)
-        findings = [*workflow.warnings, *_unserved(workflow)]
+        findings = [*workflow.warnings]
         if workflow.is_pass_through:
             return findings
         if self._loading.problem:
@@ -79,9 +80,7 @@ class Builder:
 
     def parse(self, workflow_json: str) -> Workflow:
         """Raises WorkflowError or WorkflowRefused for what can be said without ComfyUI."""
-        workflow = parse(workflow_json, max_nodes=self._max_nodes)
-        refuse(_unserved(workflow))
-        return workflow
+        return parse(workflow_json, max_nodes=self._max_nodes)
 
     async def override(self, prompt: Prompt, layers: Sequence[Overrides]) -> Prompt:
         """A prompt with the layers applied, one on top of the other, each of them valid by itself.
@@ -105,7 +104,9 @@ class Builder:
 
         Raises as ``override``; nothing is left behind then, nor when the caller is cancelled.
         """
-        if Workflow(prompt).is_pass_through:
+        workflow = Workflow(prompt)
+        require_ends(workflow, video)
+        if workflow.is_pass_through:
             return PassThrough(video.width, video.height)
         await self.check(prompt)
         backend = self._loading.ready()
@@ -195,21 +196,6 @@ def _abandon(building: Building) -> None:
         building.close()
     except Exception:  # a node's own clean-up may raise; nobody waits for the graph any more
         logger.exception("a graph that was being built did not close cleanly")
-
-
-def _unserved(workflow: Workflow) -> list[Finding]:
-    return [
-        Finding(
-            Severity.ERROR,
-            "audio_not_served",
-            "this engine serves no audio yet",
-            "use a workflow whose live input and output are pictures",
-            path=f"nodes.{node_id}",
-            node_id=node_id,
-            class_type=workflow.prompt[node_id]["class_type"],
-        )
-        for node_id in (*workflow.audio_inputs, *workflow.audio_outputs)
-    ]
 
 
 def _close(graph: Graph, last: bool) -> None:

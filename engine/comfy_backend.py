@@ -15,6 +15,7 @@ import torch
 
 import cext
 
+from .audio import Sound, buffer_samples
 from .backend import (
     Aside,
     Building,
@@ -34,10 +35,12 @@ from .executor import settle_heap
 from .graph import overrides as graph_overrides
 from .graph.comfy import ComfyHost, ComfyUnavailable
 from .graph.executor_runner import ExecutorRunner
-from .graph.runner import NodeFailed, TickInput, TickInterrupted
+from .graph.runner import NodeFailed, TickInput, TickInterrupted, TickOutput
 from .graph.schema import NodeDefinition
+from .graph.sound import NotSound, silence, to_samples, to_waveform
 from .graph.static import is_loader, static_nodes
 from .graph.tensors import Converter, NotAnImage
+from .graph.texts import Texts
 from .graph.workflow import Finding, Prompt, Severity, Workflow, WorkflowError
 from .wire import VideoFormat
 
@@ -45,6 +48,10 @@ logger = logging.getLogger(__name__)
 
 #: Mid grey: a generated frame that no node finds degenerate (black has no edges, no colour, and logarithms of 0).
 WARM_UP_LEVEL: Final = 128
+
+#: What LoadAudioTensor gives before the first buffer: silence at the rate that streams have.
+SILENCE_RATE: Final = 48_000
+SILENT_BUFFER: Final = -1  # its number
 
 #: More threads do not make filters of one frame faster; other sessions and programs can use the cores.
 MAX_THREADS: Final = 8
@@ -91,28 +98,41 @@ class ComfyGraph:
         self._video = video
         colour = cext.Colour(matrix=video.matrix, full_range=video.full_range)
         self._converter = Converter(video.pixel_format, colour)
+        self._workflow = Workflow(prompt)
+        self._texts = Texts(prompt)
+        self._waveform = silence(buffer_samples(prompt, SILENCE_RATE), 2)
+        self._sample_rate = SILENCE_RATE
+        self._buffers = 0
+        self.picture_size = (0, 0)
 
-    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
+    def run(self, prompt: Prompt, frames: Sequence[FrameIn], sound: Sound | None = None) -> RunResult:
         began = time.perf_counter_ns()
         with _graph_failures():
             if prompt is not self._prompt:
                 self._runner.update(prompt)
                 self._prompt = prompt
-            images = self._converter.to_images(
-                [frame.planes for frame in frames], self._video.width, self._video.height
-            )
+                self._workflow = Workflow(prompt)
+                self._texts.follow(prompt)
+            tick = self._tick_input(frames, sound)
             ready = time.perf_counter_ns()
-            output = self._runner.tick(TickInput(images, frames[0].frame_id))
+            output = self._runner.tick(tick)
             # The graph has let go of its input now; only then may its memory be used again.
-            del images
+            del tick
             ran = time.perf_counter_ns()
             given = [] if output.images is None else self._converter.to_planes(output.images[: len(frames)])
         pictures: list[PictureOut | None] = [PictureOut(item.planes, item.width, item.height) for item in given]
-        pictures += [None] * (len(frames) - len(pictures))
+        if given:
+            self.picture_size = given[-1].width, given[-1].height
+        # A picture that was made of no frame stands for all of them.
+        rest = None if self._workflow.image_inputs or not pictures else pictures[-1]
+        pictures += [rest] * (len(frames) - len(pictures))
+        heard, problem = self._sound_of(output, sound)
         done = time.perf_counter_ns()
         return RunResult(
             pictures,
-            output.texts,
+            self._texts.of(output.texts),
+            heard,
+            problem,
             graph_us=(ran - ready) // 1000,
             convert_us=(ready - began + done - ran) // 1000,
         )
@@ -125,6 +145,44 @@ class ComfyGraph:
         with _graph_failures():
             prepare(node_id)
         return True
+
+    def _tick_input(self, frames: Sequence[FrameIn], sound: Sound | None) -> TickInput:
+        images = None
+        if frames and self._workflow.image_inputs:
+            planes = [frame.planes for frame in frames]
+            images = self._converter.to_images(planes, self._video.width, self._video.height)
+        if sound is not None:
+            self._buffers += 1
+            self._waveform = to_waveform(sound.samples, sound.format.channels)
+            self._sample_rate = sound.format.sample_rate
+        return TickInput(
+            images,
+            frames[0].frame_id if frames else self._buffers,
+            self._waveform,
+            self._sample_rate,
+            self._buffers or SILENT_BUFFER,
+        )
+
+    def _sound_of(self, output: TickOutput, sound: Sound | None) -> tuple[Sound | None, str]:
+        """The graph's sound in the place of the one it took. Without one, what came is the last buffer once more."""
+        if sound is None or output.audio is None:
+            return None, ""
+        format = sound.format
+        try:
+            samples = to_samples(
+                output.audio,
+                output.sample_rate,
+                count=len(sound.samples) // format.frame_bytes,
+                channels=format.channels,
+                rate=format.sample_rate,
+            )
+        except NotSound as exc:
+            return None, str(exc)
+        return Sound(sound.pts, samples, format), ""
+
+    def begin(self) -> None:
+        """The warm-up is over: what it said was to nobody."""
+        self._texts.forget_times()
 
     def close(self) -> None:
         self._runner.close()
@@ -184,6 +242,7 @@ class ComfyBackend:
                 with self._progress(report):
                     graph.run(prompt, [FrameIn(number, 0, planes)])
                 yield None
+            graph.begin()
         except BaseException:
             graph.close()
             raise

@@ -15,14 +15,15 @@ from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
 
 from . import wire
+from .audio import SoundFeed, audio_format
 from .backend import Backend, Overrides
 from .builder import Builder
 from .config import Settings
+from .ends import NO_VIDEO, opened_message, require_ends
 from .errors import (
     EngineError,
     InvalidRequest,
     NoSuchSession,
-    NotServed,
     SessionExists,
     SessionsFull,
     Stopping,
@@ -150,14 +151,13 @@ class Engine:
 
     async def _open(self, session_id: str, request: pb.OpenSession, outbox: Outbox) -> Session:
         current_session.set(session_id)
-        if request.HasField("audio"):
-            raise NotServed("this engine serves no audio yet; leave OpenSession.audio out")
-        if not request.HasField("video"):
-            text = "a session without pictures is not served; give OpenSession.video"
-            raise InvalidRequest(text, [Violation("video", text, "missing")])
-        video = wire.video_format(request.video, self.settings.max_width, self.settings.max_height)
+        audio = audio_format(request.audio) if request.HasField("audio") else None
+        video = NO_VIDEO
+        if request.HasField("video"):
+            video = wire.video_format(request.video, self.settings.max_width, self.settings.max_height)
         overrides = wire.overrides(request.overrides)
         workflow = self._builder.parse(request.workflow_json)
+        require_ends(workflow, video)
         if not workflow.is_pass_through or overrides:
             await self._loading.wait(outbox.progress)
         prompt = workflow.prompt
@@ -171,23 +171,15 @@ class Engine:
             outbox,
             latency_budget_ms=request.latency_budget_ms,
             max_batch=request.max_batch,
+            sound=SoundFeed(audio, has_video=bool(video.width), latency_budget_ms=request.latency_budget_ms)
+            if audio is not None
+            else None,
         )
         if self._stopping:
             session.close()
             raise Stopping("the engine stops")
         self.sessions[session_id] = session
-        session.opened(
-            pb.SessionOpened(
-                session_id=session_id,
-                version=1,
-                video_output=wire.video_message(video)
-                if graph.inline
-                else wire.video_message(video, width=0, height=0),
-                text_output=bool(workflow.text_outputs),
-                runner=graph.runner,
-                runner_reason=graph.runner_reason,
-            )
-        )
+        session.opened(opened_message(session_id, session.parameters.current, video, audio))
         logger.info(
             "session open: %dx%d %s, runner %s, %d nodes",
             video.width,
@@ -202,6 +194,18 @@ class Engine:
         """Frames of a client, in order."""
         session.accept(frames)
         self._scheduler.wake(session)
+
+    def sound(self, session: Session, blocks: Sequence[pb.AudioBlock]) -> None:
+        """Sound of a client, in order."""
+        session.hear(blocks)
+        if session.has_waiting():
+            self._scheduler.wake(session)
+
+    def end_input(self, session: Session) -> None:
+        """Nothing follows of a client; what is left runs."""
+        session.end_input()
+        if session.has_waiting():
+            self._scheduler.wake(session)
 
     def close(self, session: Session, error: EngineError | None = None) -> None:
         """End a session and free what it held; safe to call twice."""

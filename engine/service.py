@@ -178,10 +178,11 @@ class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # ge
                 case "open":
                     raise InvalidRequest("the session is open already; one call is one session")
                 case "audio":
-                    raise NotServed("this engine serves no audio yet; the session was opened without")
+                    self._engine.sound(session, request.audio.blocks)
+                    await session.outbox.room()
                 case _:  # slot releases without shared memory, or a message of a later contract
                     pass
-        session.end_input()
+        self._engine.end_input(session)
 
 
 async def _write(outbox: Outbox, context: Any) -> None:

@@ -16,7 +16,9 @@ from typing import Final
 
 from proto import engine_pb2 as pb
 
+from .audio import Sound, SoundFeed
 from .backend import FrameIn, GraphFailed, RunResult
+from .ends import opened_message, same_ends
 from .errors import EngineError, NoSuchSession
 from .outbox import Outbox
 from .parameters import Parameters, Revision
@@ -47,18 +49,27 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Frames of one run with what they run on."""
+    """Frames of one run, or the sound that it is for, with what they run on."""
 
     revision: Revision
     frames: Sequence[FrameIn]
     waiting_us: Sequence[int]
+    sound: Sound | None = None
 
     @property
     def inline(self) -> bool:
         return self.revision.graph.inline
 
+    @property
+    def pts(self) -> int:
+        """Of what it is for."""
+        if self.frames or self.sound is None:
+            return self.frames[0].pts
+        return self.sound.pts
+
     def run(self) -> RunResult:
-        return self.revision.graph.run(self.revision.prompt, self.frames)
+        graph, prompt = self.revision.graph, self.revision.prompt
+        return graph.run(prompt, self.frames) if self.sound is None else graph.run(prompt, self.frames, self.sound)
 
 
 @dataclass(slots=True)
@@ -84,6 +95,7 @@ class Session:
         *,
         latency_budget_ms: int = 0,
         max_batch: int = 1,
+        sound: SoundFeed | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.session_id = session_id
@@ -106,12 +118,19 @@ class Session:
         self._failing = False
         self._closed = False
         self._graph_ms: deque[float] = deque(maxlen=MEAN_RUNS)
+        self._sound = sound
+        self._told: pb.SessionOpened | None = None  # what the client knows of the workflow's ends
+        self._told_of: Revision | None = None
+        self._deaf_spell = False  # the graph's sound cannot be used, and the client knows
 
     # ---- what the client sends
 
     def opened(self, message: pb.SessionOpened) -> None:
         """Answer the open, with the credits that keep the pipe full."""
         self._credits = PIPELINE_FRAMES + self._max_batch
+        if self._sound is not None:
+            self._told, self._told_of = message, self.parameters.current
+            self._sound.follow(self.parameters.current.prompt)
         self.outbox.put(pb.ProcessResponse(opened=message, credits=self._credits))
 
     def accept(self, frames: Sequence[pb.Frame]) -> None:
@@ -139,9 +158,17 @@ class Session:
             self._waiting.append(_Waiting(FrameIn(frame_id, pts, planes), arrived, message.age_ms))
         self._answer(refused, credits)
 
+    def hear(self, blocks: Sequence[pb.AudioBlock]) -> None:
+        """Take sound in; it waits for a run."""
+        if self._sound is not None:
+            self._follow(self._sound)
+            self._sound.put((block.pts, block.samples) for block in blocks)
+
     def end_input(self) -> None:
         """No frame follows; the session ends when what it holds is answered."""
         self._ended = True
+        if self._sound is not None:
+            self._sound.end()
         self._end_if_drained()
 
     def _problem(self, frame_id: int, planes: bytes, slot: int) -> pb.Fault | None:
@@ -164,7 +191,7 @@ class Session:
         return self.parameters.current.graph.inline
 
     def has_waiting(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._waiting) or (self._sound is not None and self._sound.ready())
 
     @property
     def in_flight(self) -> int:
@@ -173,6 +200,10 @@ class Session:
 
     def take(self) -> Run | None:
         """The oldest frames that are still worth it, at most ``max_batch``; None: there are none."""
+        if self._sound is not None:
+            self._follow(self._sound)
+            if self._sound.is_pace:
+                self._answer_without_picture()
         now = self._clock()
         late: list[pb.FrameResult] = []
         frames: list[FrameIn] = []
@@ -186,13 +217,36 @@ class Session:
                 continue
             frames.append(waiting.frame)
             waiting_us.append(waited_us)
-        if frames:
-            self._running = Run(self.parameters.current, frames, waiting_us)
+        sound = self._sound.take() if self._sound is not None and (frames or self._sound.is_pace) else None
+        if frames or sound is not None:
+            self._running = Run(self.parameters.current, frames, waiting_us, sound)
         if late:
             self._credits += len(late)
             self._answer(late, len(late))
         self._end_if_drained()
         return self._running
+
+    def _follow(self, feed: SoundFeed) -> None:
+        """Serve the parameters in force, and say so if their ends are others."""
+        revision = self.parameters.current
+        feed.follow(revision.prompt)
+        if revision is self._told_of:
+            return
+        self._told_of = revision
+        message = opened_message(self.session_id, revision, self.video, feed.format)
+        if self._told is None or not same_ends(self._told, message):
+            self._told = message
+            self.outbox.put(pb.ProcessResponse(opened=message))
+
+    def _answer_without_picture(self) -> None:
+        """The graph runs on sound alone: frames need not wait for it."""
+        results = [
+            self._dropped(waiting.frame.frame_id, waiting.frame.pts, pb.Dropped.REASON_NO_OUTPUT)
+            for waiting in self._waiting
+        ]
+        self._waiting.clear()
+        self._credits += len(results)
+        self._answer(results, len(results))
 
     def finish(self, run: Run, result: RunResult) -> None:
         """``run`` gave ``result``."""
@@ -218,13 +272,25 @@ class Session:
             message.convert_us = result.convert_us
             message.waiting_us = run.waiting_us[index]
             results.append(message)
-        self.parameters.succeeded(run.revision, run.frames[0].pts)
+        self.parameters.succeeded(run.revision, run.pts)
         if result.texts:
-            items = [pb.TextItem(pts=run.frames[0].pts, node_id=node, text=text) for node, text in result.texts]
+            items = [pb.TextItem(pts=self._text_pts(run), node_id=node, text=text) for node, text in result.texts]
             self.outbox.put(pb.ProcessResponse(text=pb.TextBatch(items=items)))
+        if result.sound is not None:
+            block = pb.AudioBlock(pts=result.sound.pts, samples=result.sound.samples)
+            self.outbox.put(pb.ProcessResponse(audio=pb.AudioBatch(blocks=[block])))
+        if result.sound_problem and not self._deaf_spell:
+            self.outbox.put(pb.ProcessResponse(fault=self._fault("bad_sound", result.sound_problem)))
+        self._deaf_spell = bool(result.sound_problem)
         self._credits += len(results)
         self._answer(results, len(results))
         self._end_if_drained()
+
+    def _text_pts(self, run: Run) -> int:
+        """A moment as pictures tell it, where there are some."""
+        if run.frames or run.sound is None or not self.video.width:
+            return run.pts
+        return round(run.pts * run.sound.format.time_base / self.video.time_base)
 
     def fail(self, run: Run, error: GraphFailed) -> None:
         """``run`` raised ``error``: its frames have failed, the session goes on."""
@@ -275,7 +341,7 @@ class Session:
         return self._closed
 
     def _end_if_drained(self) -> None:
-        if self._ended and self.in_flight == 0:
+        if self._ended and self._running is None and not self.has_waiting():
             self.outbox.close()
 
     # ---- answers

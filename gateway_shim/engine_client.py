@@ -118,6 +118,7 @@ class EngineSession:
         self._call = call
         self._credits = credits
         self._granted = asyncio.Event()
+        self._writing = asyncio.Lock()  # gRPC takes one message of a call at a time
         if credits:
             self._granted.set()
         self.opened = opened
@@ -139,13 +140,18 @@ class EngineSession:
             self._granted.clear()
         await self._write(pb.ProcessRequest(frames=pb.FrameBatch(frames=frames)))
 
+    async def send_sound(self, blocks: Sequence[pb.AudioBlock]) -> None:
+        """Sound needs no credit. Raises EngineGone."""
+        await self._write(pb.ProcessRequest(audio=pb.AudioBatch(blocks=blocks)))
+
     async def end_input(self) -> None:
         """Say that no frame follows; the engine answers what it holds and ends the call."""
         await self._write(pb.ProcessRequest(end_of_input=pb.EndOfInput()))
 
     async def _write(self, request: pb.ProcessRequest) -> None:
         try:
-            await self._call.write(request)
+            async with self._writing:
+                await self._call.write(request)
         except asyncio.InvalidStateError as exc:
             raise EngineGone("the engine ended the session") from exc
         except grpc.aio.AioRpcError as exc:

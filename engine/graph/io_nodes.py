@@ -17,6 +17,7 @@ import torch
 
 from .runner import TickInput
 from .schema import NodeDefinition, definition_of
+from .sound_nodes import AudioLevel
 
 _sequence = itertools.count(1)
 _current: ContextVar[Exchange] = ContextVar("headrace_exchange")
@@ -107,24 +108,35 @@ class SaveTensor(_Live):
         return ()
 
 
-class LoadAudioTensor(_Live):
-    DESCRIPTION = "The live sound."
+class _LiveSound(_Live):
+    """Dirty when a tick brings another buffer of sound: there may be many frames between two."""
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs: Any) -> float:
+        exchange = _current.get(None)
+        return (exchange.tick.audio_number or exchange.sequence) if exchange else float("nan")
+
+
+class LoadAudioTensor(_LiveSound):
+    DESCRIPTION = "The live sound, a buffer at a time."
     RETURN_TYPES = ("AUDIO",)
     FUNCTION = "load"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        # ComfyStream's input; blocks come as the session hands them on, so it changes nothing.
-        return {"optional": {"buffer_size": ("FLOAT", {"default": 500.0, "tooltip": "milliseconds, not used"})}}
+        # ComfyStream's inputs. The session cuts the buffers before a tick begins, so that no tick ever waits.
+        size = {"default": 500.0, "min": 10.0, "max": 10_000.0, "tooltip": "milliseconds of sound for one run"}
+        timeout = {"default": 3.0, "min": 0.1, "max": 30.0, "step": 0.1, "tooltip": "not used: nothing waits"}
+        return {"optional": {"buffer_size": ("FLOAT", size), "timeout_seconds": ("FLOAT", timeout)}}
 
-    def load(self, buffer_size: float = 500.0) -> tuple[dict[str, Any]]:
+    def load(self, buffer_size: float = 500.0, timeout_seconds: float = 3.0) -> tuple[dict[str, Any]]:
         tick = _exchange().tick
         if tick.audio is None:
             raise RuntimeError("there is no live sound; the session was opened without audio")
         return ({"waveform": tick.audio[None], "sample_rate": tick.sample_rate},)
 
 
-class SaveAudioTensor(_Live):
+class SaveAudioTensor(_LiveSound):
     DESCRIPTION = "Sends the sound to the viewers."
     RETURN_TYPES: ClassVar[tuple[str, ...]] = ()
     FUNCTION = "save"
@@ -169,7 +181,15 @@ class SaveTextTensor:
 
 NODE_CLASSES: Final[dict[str, type]] = {
     node.__name__: node
-    for node in (LoadTensor, SaveTensor, LoadAudioTensor, SaveAudioTensor, SaveTextTensor, PrimaryInputLoadImage)
+    for node in (
+        LoadTensor,
+        SaveTensor,
+        LoadAudioTensor,
+        SaveAudioTensor,
+        SaveTextTensor,
+        PrimaryInputLoadImage,
+        AudioLevel,
+    )
 }
 
 #: What is known without any ComfyUI.

@@ -53,11 +53,14 @@ def check_ends(prompt: Prompt) -> list[Finding]:
         message = "the only LoadImage becomes the live picture too"
         findings.append(about(files, "file_becomes_live", message, remedy, Severity.WARNING))
     if not primaries and not inputs:
-        findings.append(
-            about([], "missing_input", "missing input", f"add a {LIVE_IMAGE_INPUT} or {FILE_IMAGE_INPUT} node")
-        )
+        remedy = f"add a {LIVE_IMAGE_INPUT} if it should see the stream; as it is, it runs once for each frame"
+        findings.append(about([], "missing_input", "missing input", remedy, Severity.WARNING))
     if not outputs:
         findings.append(about([], "missing_output", "missing output", f"add a {LIVE_IMAGE_OUTPUT} or SaveImage node"))
+    sounds = of("SaveAudioTensor")
+    if sounds and not of("LoadAudioTensor"):
+        message = "sound without a live sound as input has no length; viewers hear the stream's own"
+        findings.append(about(sounds, "missing_audio_input", message, "add a LoadAudioTensor", Severity.WARNING))
     if len(outputs) > MAX_OUTPUTS:
         remedy = f"keep at most {MAX_OUTPUTS}"
         findings.append(about(outputs, "too_many_outputs", "too many outputs in prompt", remedy))

@@ -23,12 +23,14 @@ class TickInput:
     frame_id: of the first frame of the batch, increasing within the session.
     audio: [channels, samples] float32, -1..1, as the waveform of ComfyUI's AUDIO without its batch; None: no audio.
     sample_rate: of ``audio``, samples per second and channel; 0 without audio.
+    audio_number: another one for another ``audio``; what depends on sound alone runs when it changes. 0: always.
     """
 
     images: torch.Tensor | None
     frame_id: int = 0
     audio: torch.Tensor | None = None
     sample_rate: int = 0
+    audio_number: int = 0
 
 
 @dataclass(frozen=True)

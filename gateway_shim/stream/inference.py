@@ -16,6 +16,7 @@ from proto import engine_pb2 as pb
 
 from ..engine_client import EngineClient, EngineSession, first_ready, pick
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
+from .engine_sound import FORMAT, EngineSound
 from .events import Events
 from .ledger import Outcome, Rate
 from .mailbox import Entry, Mailbox
@@ -67,6 +68,7 @@ class Inference:
         workflow: dict[str, Any] | None,
         *,
         budget_s: float,
+        sound: EngineSound,
         on_text: Callable[[pb.TextItem], None] = lambda _: None,
     ) -> None:
         self._stream_id = stream_id
@@ -75,9 +77,14 @@ class Inference:
         self._events = events
         self._budget_s = budget_s
         self._on_text = on_text
+        self._sound = sound
+        self.picture_size: tuple[int, int] | None = None  # of the graph's pictures, when the engine has said it
+        self._gives_pictures = True
         self._format: pb.VideoFormat | None = None
         self._format_known = asyncio.Event()
         self._opened = asyncio.Event()
+        self._finishing = False
+        self._finished = asyncio.Event()  # the engine has answered everything, or is gone
         self._decided = asyncio.Event()  # a session opened, or the workflow was refused
         self._engine: EngineClient | None = None
         self._session: EngineSession | None = None
@@ -189,6 +196,7 @@ class Inference:
             wire_version=WIRE_VERSION,
             workflow_json=json.dumps(self.parameters.prompt),
             video=self._format,
+            audio=FORMAT,
             latency_budget_ms=round(self._budget_s * 1000),
         )
         # Frames wait for a session that opens at once; a graph that loads for long must not hold them up.
@@ -215,6 +223,8 @@ class Inference:
         self._attempts += 1
         self.parameters.opened(session.opened.version)
         self._proven = True
+        self._finished.clear()
+        self._take_ends(session.opened)
         self._engine, self._session = engine, session
         self._round_trip_s = self._spread_s = 0.0
         self._sent_at.clear()
@@ -224,6 +234,7 @@ class Inference:
         sides = [
             asyncio.create_task(self._send(session), name=f"send {self._stream_id}"),
             asyncio.create_task(self._read(session), name=f"read {self._stream_id}"),
+            asyncio.create_task(self._sound.send(session), name=f"send sound {self._stream_id}"),
             asyncio.create_task(_until_gone(engine), name=f"engine of {self._stream_id}"),
         ]
         try:
@@ -235,9 +246,18 @@ class Inference:
         finally:
             self._opened.clear()
             self._engine = self._session = None
+            self._finished.set()
+            self._sound.lost()
             for side in sides:
                 side.cancel()
             await asyncio.gather(*sides, return_exceptions=True)
+
+    def _take_ends(self, opened: pb.SessionOpened) -> None:
+        """What the workflow takes and gives."""
+        size = opened.video_output.width, opened.video_output.height
+        self.picture_size = size if all(size) else None
+        self._gives_pictures = opened.HasField("video_output")
+        self._sound.opened(opened)
 
     def _on_progress(self, progress: pb.Progress) -> None:
         self.parameters.heard()
@@ -273,6 +293,10 @@ class Inference:
                 case "results":
                     for result in response.results.results:
                         self._settle(result)
+                case "audio":
+                    self._sound.answer(response.audio)
+                case "opened":
+                    self._take_ends(response.opened)
                 case "text":
                     for item in response.text.items:
                         self._on_text(item)
@@ -282,7 +306,19 @@ class Inference:
                         self.parameters.reverted()
                 case "progress":
                     self._on_progress(response.progress)
+        if self._finishing:
+            self._finished.set()
+            await asyncio.Event().wait()  # the stream cancels what is left of us
         raise EngineGone("the engine ended the session")
+
+    async def finish(self) -> None:
+        """No frame follows: wait until the engine has said everything, text above all. Cancel `run` afterwards."""
+        if self._session is None:
+            return
+        self._finishing = True
+        with contextlib.suppress(HeadraceError):
+            await self._session.end_input()
+            await self._finished.wait()
 
     def _settle(self, result: pb.FrameResult) -> None:
         match result.WhichOneof("outcome"):
@@ -303,6 +339,9 @@ class Inference:
             case _:
                 reason = _DROP_REASONS.get(result.dropped.reason, "dropped")
                 self._mailbox.resolve(result.frame_id, Outcome.DROPPED, reason)
+                if reason == "no_output" and not self._gives_pictures:
+                    self.ever_processed = True  # that is all it can say of a frame
+                    self.rate.tick()
         self._learn(result)
 
     def _learn(self, result: pb.FrameResult) -> None:
@@ -328,6 +367,11 @@ class Inference:
         if self._engine is None or self._session is None:
             raise NotReady("the engine is loading or being restarted; the stream goes on, send the update again")
         return self._engine, self._session
+
+    @property
+    def may_open(self) -> bool:
+        """Whether a session is open or an engine is there to open one."""
+        return self._session is not None or pick(self._engines) is not None
 
     async def answerable(self) -> None:
         """Wait until an update can be answered: a session is open, will be with the first frame, or the workflow does

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..media.encode import Chunk, Encoder, EncoderSettings
 from ..media.planes import frame_of
 from ..trickle.publisher import OutgoingSegment, Publisher
 from ..trickle.wire import ChannelClosed, ChannelError
-from .av_sync import AudioGate
+from .audio import StreamSound
 from .fallback import Fallback, Shown
 from .ledger import Ledger, Outcome, Rate
 from .mailbox import Entry, Mailbox
@@ -38,17 +38,20 @@ class Output:
         self,
         publisher: Publisher | None,
         mailbox: Mailbox,
-        gate: AudioGate[Sound],
+        sound: StreamSound,
         ledger: Ledger,
         *,
         has_audio: Callable[[], bool],
         settings: Callable[[Entry, bool], EncoderSettings],
+        before_first: Callable[[], Awaitable[None]],
         on_first_segment: Callable[[], None] = lambda: None,
         name: str = "",
     ) -> None:
         self._publisher = publisher
         self._mailbox = mailbox
-        self._gate = gate
+        self._sound = sound
+        self._before_first = before_first
+        self._started_at: float | None = None  # loop time of the first picture
         self._ledger = ledger
         self._has_audio = has_audio
         self._settings = settings
@@ -74,18 +77,23 @@ class Output:
             sound.cancel()
 
     async def _show(self, entry: Entry) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - entry.due > OVERLOAD_S:
+        loop = asyncio.get_running_loop()
+        if self._started_at is None:
+            await self._before_first()
+            self._started_at = loop.time()
+        # What waited for the first picture to go out is not late for that.
+        if loop.time() - max(entry.due, self._started_at) > OVERLOAD_S:
             self._ledger.settle(Outcome.DROPPED, "output_overload")
             return
         shown = self.fallback.choose(entry)
         self._settle(entry, shown)
-        async with self._writing:
-            if await self._write(await self._in_worker(self._encode, entry, shown)):
-                self._ledger.published += 1
-            await self._write_sound(self._gate.release(entry.pts))
+        if self._publisher is not None:  # otherwise the graph's text is all that is wanted
+            async with self._writing:
+                if await self._write(await self._in_worker(self._encode, entry, shown)):
+                    self._ledger.published += 1
+                await self._write_sound(self._sound.release(entry.pts))
         self.rate.tick()
-        self.last_output_at = asyncio.get_running_loop().time()
+        self.last_output_at = loop.time()
 
     def _settle(self, entry: Entry, shown: Shown) -> None:
         """The ledger tells what the viewer saw, not what was planned."""
@@ -104,7 +112,7 @@ class Output:
         while True:
             await asyncio.sleep(AUDIO_TICK_S)
             async with self._writing:
-                await self._write_sound(self._gate.overdue(loop.time()))
+                await self._write_sound(self._sound.overdue(loop.time()))
 
     async def _in_worker(self, step: Callable[..., list[Chunk]], *arguments: Any) -> list[Chunk]:
         return await asyncio.get_running_loop().run_in_executor(self._worker, step, *arguments)
@@ -182,7 +190,7 @@ class Output:
 
     async def _finish(self) -> None:
         async with self._writing:
-            await self._write_sound(self._gate.rest())
+            await self._write_sound(self._sound.rest())
             await self._write(await self._in_worker(self._flush))
             if self._segment is not None:
                 await self._close_segment(self._segment)

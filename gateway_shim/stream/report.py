@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .events import now_ms
+from .generate import Generator
 from .inference import Inference
 from .intake import Intake
 from .ledger import Ledger
@@ -39,7 +40,7 @@ class Report:
         self._started_at_ms = now_ms()
         self._params_at_ms: int | None = None
         self.running = False
-        self.intake: Intake | None = None
+        self.intake: Intake | Generator | None = None
         self.output: Output | None = None
         self._keep(params)
 

@@ -28,7 +28,9 @@ from ..trickle.subscriber import Subscriber
 from ..trickle.wire import ChannelClosed, ChannelError
 from .av_sync import AudioGate
 from .control import ControlUpdates
+from .engine_sound import EngineSound
 from .events import Events
+from .generate import Generator
 from .inference import Inference
 from .intake import Decoded, Intake
 from .ledger import Ledger, Outcome
@@ -39,6 +41,7 @@ from .parameters import UpdateResult
 from .report import Report
 from .schema import schema_of
 from .state import StreamState
+from .text import records_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,10 @@ CONTROL_WAIT_S = 60.0
 
 #: A channel that takes nothing must not hold up the end of a stream beyond supervisord's patience (stopwaitsecs).
 PUBLISHER_TIMING = PublisherTiming(close_s=2.0, request_s=2.0)
+
+#: Longest wait for the size of the graph's pictures, from when the first one is due: what comes meanwhile waits too,
+#: and goes out with it. A graph that loads for longer has its pictures scaled to the input's size.
+SIZE_WAIT_S = 2.0
 
 PIPELINE_NAME = "comfystream"
 
@@ -91,9 +98,10 @@ class StreamSession:
         self._ledger = Ledger()
         self._mailbox = Mailbox(MAX_WAITING_FRAMES)
         self._pacer = Pacer(settings.latency_budget_s)
-        self._gate: AudioGate[Sound] = AudioGate()
+        self._sound = EngineSound(AudioGate())
         self._publisher: Publisher | None = None
         self._intake: Intake | None = None
+        self._generator: Generator | None = None  # in the place of an input channel
         self._output: Output | None = None
         self._control: ControlUpdates | None = None
         self._data: DataWriter | None = None
@@ -105,6 +113,7 @@ class StreamSession:
             self._events,
             request.workflow,
             budget_s=settings.latency_budget_s,
+            sound=self._sound,
             on_text=self._on_text,
         )
         self._report = Report(settings.pipeline, self._inference, self._ledger, request.params, self._loop.time)
@@ -189,10 +198,11 @@ class StreamSession:
         self._output = self._report.output = Output(
             self._publisher,
             self._mailbox,
-            self._gate,
+            self._sound.out,
             self._ledger,
             has_audio=lambda: self._intake is not None and self._intake.has_audio,
             settings=self._encoder_settings,
+            before_first=self._size_known,
             on_first_segment=lambda: self._events.trace("runner_send_first_processed_segment"),
             name=self.stream_id,
         )
@@ -209,6 +219,9 @@ class StreamSession:
             )
             self._intake.max_framerate = request.max_framerate
             stack.push_async_callback(self._intake.close)
+        else:
+            self._generator = Generator(self._size, request.max_framerate, self._on_picture)
+            self._report.intake = self._generator
         if request.control_url:
             control = await stack.enter_async_context(Subscriber(http, request.control_url))
             self._control = ControlUpdates(control, self._update_when_possible, self._events)
@@ -229,6 +242,8 @@ class StreamSession:
                 listeners.append(begin(self._watch_output(self._publisher), "output channel"))
             if self._intake is not None:
                 listeners.append(begin(self._end_with(self._intake.run()), "receive"))
+            if self._generator is not None:
+                listeners.append(begin(self._generator.run(), "generate"))
             if self._control is not None:
                 listeners.append(begin(self._end_with(self._control.run()), "control"))
             await self._ended.wait()
@@ -241,6 +256,10 @@ class StreamSession:
                 # What the engine still holds will not come in time: let the rest out unprocessed.
                 self._mailbox.refuse("stream_ended")
                 await asyncio.wait({output}, timeout=DRAIN_S)
+            if self._data is not None:  # text of frames that went out already
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(DRAIN_S):
+                        await self._inference.finish()
             for task in (output, inference, events):
                 task.cancel()
 
@@ -267,7 +286,8 @@ class StreamSession:
 
     async def _watch_silence(self) -> None:
         while True:
-            last = self._intake.last_input_at if self._intake is not None else None
+            source = self._source
+            last = source.last_input_at if source is not None else None
             limit_s = self._settings.input_timeout_s if last is not None else FIRST_INPUT_S
             left = (last if last is not None else self._started_at) + limit_s - self._loop.time()
             if left <= 0:
@@ -277,6 +297,10 @@ class StreamSession:
             await asyncio.sleep(min(left, self._settings.input_timeout_s))
 
     # ---- frames
+
+    @property
+    def _source(self) -> Intake | Generator | None:
+        return self._intake or self._generator
 
     async def _on_picture(self, decoded: Decoded) -> None:
         now = self._loop.time()
@@ -306,17 +330,28 @@ class StreamSession:
 
     def _on_sound(self, sound: Sound) -> None:
         # Sound may wait as long as its picture could; twice the budget covers a picture that was late itself.
-        self._gate.put(sound, self._loop.time() + 2 * self._settings.latency_budget_s + 1.0)
+        self._sound.put(sound, self._loop.time() + 2 * self._settings.latency_budget_s + 1.0)
 
     def _on_text(self, item: pb.TextItem) -> None:
         if self._data is not None:
-            self._data.put({"type": "text", "pts": item.pts, "node": item.node_id, "text": item.text})
+            for record in records_of(item):
+                self._data.put(record)
+
+    async def _size_known(self) -> None:
+        """Before the first picture goes out: give an engine that opens our session the time to say its size."""
+        if self.request.width is None and self._inference.may_open:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SIZE_WAIT_S):
+                    await self._inference.answerable()
 
     def _encoder_settings(self, entry: Entry, has_audio: bool) -> EncoderSettings:
-        # The first picture that goes out fixes the size; a graph that scales decides it if it answers in time.
+        # The first picture that goes out fixes the size; a graph that scales decides it if the engine was ready.
         width, height = entry.width, entry.height
-        if entry.outcome is Outcome.PROCESSED and self.request.width is None:
-            width, height = entry.result.width, entry.result.height
+        if self.request.width is None:
+            if entry.outcome is Outcome.PROCESSED:
+                width, height = entry.result.width, entry.result.height
+            elif self._inference.picture_size is not None:
+                width, height = self._inference.picture_size
         return EncoderSettings(
             width=width,
             height=height,
@@ -351,8 +386,9 @@ class StreamSession:
             read, dry_run=dry_run, expected_version=expected_version
         )
         if not dry_run:
-            if update.max_framerate is not None and self._intake is not None:
-                self._intake.max_framerate = update.max_framerate
+            source = self._source
+            if update.max_framerate is not None and source is not None:
+                source.max_framerate = update.max_framerate
             shown = self._report.updated(body)
             facts = {"version": result.version, "effective_pts": result.effective_pts}
             self._events.send("params_updated", {"params": shown, **facts})

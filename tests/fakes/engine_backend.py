@@ -74,6 +74,7 @@ class StubGraph:
     runner = "stub"
     runner_reason = "a test"
     inline = False
+    picture_size = (0, 0)
 
     def __init__(self, backend: StubBackend, video: VideoFormat) -> None:
         self.backend = backend

@@ -87,6 +87,7 @@ class Process:
         self.order: list[int] = []
         self.faults: list[pb.Fault] = []
         self.texts: list[pb.TextItem] = []
+        self.sounds: list[pb.AudioBlock] = []
         self.progress: list[pb.Progress] = []
         self.ended = False
 
@@ -135,6 +136,8 @@ class Process:
                     self.order.append(result.frame_id)
             case "fault":
                 self.faults.append(response.fault)
+            case "audio":
+                self.sounds.extend(response.audio.blocks)
             case "text":
                 self.texts.extend(response.text.items)
             case "progress":

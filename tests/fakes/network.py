@@ -54,7 +54,9 @@ class LiveStream:
 
     def listen(self) -> None:
         path = self._directory / f"{self.id}-out.ts"
-        self._probe = asyncio.create_task(probe.Probe(self.network.http, self.urls["publish_url"], path).run())
+        if "publish_url" in self.urls:
+            viewer = probe.Probe(self.network.http, self.urls["publish_url"], path)
+            self._probe = asyncio.create_task(viewer.run())
         if "events_url" in self.urls:
             self._listener = asyncio.create_task(self._hear())
 

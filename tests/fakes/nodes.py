@@ -173,7 +173,67 @@ class Waits:
         return (image,)
 
 
+class Gain:
+    """Louder by a factor."""
+
+    CATEGORY = "fakes"
+    RETURN_TYPES = ("AUDIO",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"audio": ("AUDIO",), "gain": ("FLOAT", {"default": 1.0, "min": -10.0, "max": 10.0})}}
+
+    def run(self, audio: dict[str, Any], gain: float) -> tuple[dict[str, Any]]:
+        runs["Gain"] += 1
+        return ({**audio, "waveform": audio["waveform"] * gain},)
+
+
+class Shorten:
+    """Leaves samples out at the end of the sound."""
+
+    CATEGORY = "fakes"
+    RETURN_TYPES = ("AUDIO",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"audio": ("AUDIO",), "samples": ("INT", {"default": 0})}}
+
+    def run(self, audio: dict[str, Any], samples: int) -> tuple[dict[str, Any]]:
+        return ({**audio, "waveform": audio["waveform"][..., : -samples or None]},)
+
+
+class Loudness:
+    """The loudest sample, in words and as the level of a picture."""
+
+    CATEGORY = "fakes"
+    RETURN_TYPES = ("STRING", "IMAGE")
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"audio": ("AUDIO",)}}
+
+    def run(self, audio: dict[str, Any]) -> tuple[str, torch.Tensor]:
+        runs["Loudness"] += 1
+        peak = float(audio["waveform"].abs().max())
+        return f"{peak:.2f}", torch.full((1, 8, 8, 3), peak)
+
+
 CLASSES = {
     node.__name__: node
-    for node in (EveryInput, Fails, StaticColour, Average, Counting, AlwaysNan, WritesInPlace, Waits)
+    for node in (
+        EveryInput,
+        Fails,
+        StaticColour,
+        Average,
+        Counting,
+        AlwaysNan,
+        WritesInPlace,
+        Waits,
+        Gain,
+        Shorten,
+        Loudness,
+    )
 }

@@ -16,6 +16,7 @@ from tests.fakes.engine_client import connected, grey, running_engine, settings_
 from tests.integration.test_engine_updates import violations
 
 HOW = "run make comfyui, or set COMFYUI_DIR to your ComfyUI"
+SOUND = pb.AudioFormat(sample_rate=48000, channels=2)
 AUDIO = json.dumps(
     {
         "1": {"class_type": "LoadAudioTensor", "inputs": {}},
@@ -39,11 +40,13 @@ def video(**changes: Any) -> pb.VideoFormat:
         ({"video": None}, grpc.StatusCode.INVALID_ARGUMENT, "video"),
         ({"session_id": "with space"}, grpc.StatusCode.INVALID_ARGUMENT, "session_id"),
         ({"workflow_json": "{"}, grpc.StatusCode.INVALID_ARGUMENT, "workflow_json"),
-        ({"workflow_json": AUDIO}, grpc.StatusCode.FAILED_PRECONDITION, "nodes.1"),
+        ({"video": None, "audio": SOUND}, grpc.StatusCode.INVALID_ARGUMENT, "video"),
+        ({"video": None, "workflow_json": AUDIO}, grpc.StatusCode.FAILED_PRECONDITION, "nodes.1"),
         ({"workflow_json": workflow().replace("Level", "Nivel")}, grpc.StatusCode.FAILED_PRECONDITION, "nodes.5"),
         ({"workflow_json": workflow(mode="fail")}, grpc.StatusCode.FAILED_PRECONDITION, "nodes.5"),
         ({"wire_version": WIRE_VERSION + 1}, grpc.StatusCode.FAILED_PRECONDITION, None),
-        ({"audio": pb.AudioFormat(sample_rate=48000, channels=2)}, grpc.StatusCode.UNIMPLEMENTED, None),
+        ({"audio": pb.AudioFormat(sample_rate=48000)}, grpc.StatusCode.INVALID_ARGUMENT, "audio.channels"),
+        ({"audio": pb.AudioFormat(sample_rate=1, channels=2)}, grpc.StatusCode.INVALID_ARGUMENT, "audio.sample_rate"),
     ],
 )
 async def test_open_is_refused_with_the_field(

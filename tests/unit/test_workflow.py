@@ -101,7 +101,6 @@ def test_every_violation_comes_at_once_with_its_place():
     ("classes", "code", "words"),
     [
         (["LoadTensor"], "missing_output", "missing output"),
-        (["SaveTensor"], "missing_input", "missing input"),
         (
             ["LoadTensor", "LoadTensor", "LoadAudioTensor", "SaveTensor"],
             "too_many_inputs",
@@ -127,6 +126,15 @@ def test_the_limits_themselves_are_allowed():
     workflow = parse(document)
     assert workflow.audio_inputs == ("1",)
     assert workflow.text_outputs == ("2", "3", "4")
+
+
+@pytest.mark.parametrize(
+    ("classes", "code"),
+    [(["SaveTensor"], "missing_input"), (["LoadTensor", "SaveAudioTensor"], "missing_audio_input")],
+)
+def test_what_depends_on_nothing_live_is_a_warning(classes, code):
+    workflow = parse({str(index): node(name) for index, name in enumerate(classes)})
+    assert [(item.severity, item.code) for item in workflow.warnings] == [(Severity.WARNING, code)]
 
 
 def test_several_pictures_are_a_warning_that_says_which_one_is_seen():
