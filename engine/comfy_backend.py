@@ -32,8 +32,7 @@ from .config import Settings
 from .executor import settle_heap
 from .graph import overrides as graph_overrides
 from .graph.comfy import ComfyHost, ComfyUnavailable
-from .graph.executor_runner import ExecutorRunner
-from .graph.runner import NodeFailed, TickInput, TickInterrupted
+from .graph.runner import NodeFailed, Runner, TickInput, TickInterrupted
 from .graph.schema import NodeDefinition
 from .graph.static import is_loader, static_nodes
 from .graph.tensors import Converter, NotAnImage
@@ -81,15 +80,21 @@ class ComfyGraph:
 
     inline: Final = False
 
-    def __init__(self, runner: ExecutorRunner, prompt: Prompt, video: VideoFormat) -> None:
+    def __init__(self, runner: Runner, prompt: Prompt, video: VideoFormat) -> None:
         runner.load(prompt)
-        self.runner: str = runner.name
-        self.runner_reason = runner.reason
         self._runner = runner
         self._prompt = prompt
         self._video = video
         colour = cext.Colour(matrix=video.matrix, full_range=video.full_range)
         self._converter = Converter(video.pixel_format, colour)
+
+    @property
+    def runner(self) -> str:
+        return self._runner.name
+
+    @property
+    def runner_reason(self) -> str:
+        return self._runner.reason
 
     def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
         began = time.perf_counter_ns()
@@ -171,7 +176,7 @@ class ComfyBackend:
     def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Building:
         began = time.monotonic()
         report(Stage("planning"))
-        graph = ComfyGraph(self._loaded.new_runner(), prompt, video)
+        graph = ComfyGraph(self._loaded.new_runner(self._settings.runner), prompt, video)
         frames = self._settings.warm_up_frames
         planes = bytes([WARM_UP_LEVEL]) * video.frame_bytes
         try:
