@@ -16,9 +16,9 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -36,6 +36,8 @@ from .validation import check, check_choices, translated
 from .workflow import Finding, Prompt, Severity, WorkflowError, finding
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Before 0.3.52 ``init_extra_nodes`` is not async and there are no V3 nodes (comfyui.md 1.5).
 OLDEST_VERSION: Final = (0, 3, 52)
@@ -238,6 +240,15 @@ class ComfyHost:
         self._nodes.NODE_CLASS_MAPPINGS.update({name: classes[name] for name in classes if name in definitions})
         self.definitions = definitions
         return refused
+
+    @property
+    def classes(self) -> Mapping[str, type]:
+        """Every node class by class_type."""
+        return self._nodes.NODE_CLASS_MAPPINGS  # type: ignore[no-any-return]
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Drive a coroutine of ComfyUI's on its loop, e.g. ``nodes.load_custom_node``."""
+        return self._loop.run_until_complete(coroutine)
 
     def _progress(self, value: Any, total: Any, preview: Any = None, node_id: Any = None) -> None:
         # Without this a request to interrupt is seen only when the node ends.

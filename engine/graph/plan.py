@@ -98,6 +98,7 @@ class PlanRunner:
         own = copy.deepcopy(prompt)  # for nodes that ask for it: they may do with it what they like
         before, kept = self._steps, {}
         steps: dict[str, Step] = {}
+        fresh = set()
         for node_id, node in prompt.items():
             class_type = node["class_type"]
             steps[node_id] = step = Step(self._parts, self._class_of(class_type), node_id, node, own)
@@ -110,7 +111,7 @@ class PlanRunner:
             ):
                 step.outputs, step.ui, step.changed = old.outputs, old.ui, old.changed
             else:
-                self._missing.add(node_id)
+                fresh.add(node_id)
         for (node_id, _), instance in kept.items():
             steps[node_id].connect(steps, instance, self._prompt_id)
         self._prompt, self._workflow, self._steps, self.instances = prompt, Workflow(prompt), steps, kept
@@ -126,9 +127,9 @@ class PlanRunner:
         self._live_ids = self._descendants(node_id for node_id, step in steps.items() if step.always_changed)
         self._live = tuple(steps[node_id] for node_id in order if node_id in self._live_ids)
         self._missing &= steps.keys()
-        self._spoil(self._descendants(self._missing - self._live_ids))
+        self._spoil(self._descendants(fresh))
         self._orders.clear()
-        self._plain = not any(step.is_async or step.lazy_check for step in steps.values())
+        self._plain = not any(step.needs_loop for step in steps.values())
         self._registry = self._parts.progress.ProgressRegistry(self._prompt_id, self._parts.dynamic_prompt(own))
         self._parts.management.cleanup_models_gc()
 

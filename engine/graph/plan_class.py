@@ -16,7 +16,8 @@ class NodeClass:
     """One node class, V1 or V3.
 
     fingerprint: name of its IS_CHANGED or fingerprint_inputs; empty: it changes with its inputs only.
-    lazy_check: it has a check_lazy_status. always_changed: one of our live ends. is_output, is_async as they sound.
+    fingerprint_waits: that is a coroutine. lazy_check: it has a check_lazy_status. always_changed: one of our live
+    ends. is_output, is_async: as they sound.
     """
 
     def __init__(self, parts: Parts, class_type: str, node_class: Any) -> None:
@@ -34,6 +35,8 @@ class NodeClass:
         self.is_async: bool = inspect.iscoroutinefunction(getattr(node_class, node_class.FUNCTION))
         self.always_changed: bool = issubclass(node_class, _Live)
         self.fingerprint = self._fingerprint()
+        fingerprint = getattr(node_class, self.fingerprint) if self.fingerprint else None
+        self.fingerprint_waits: bool = inspect.iscoroutinefunction(fingerprint)
         if self.is_v3:
             self.lazy_check = parts.real_override(node_class, "check_lazy_status") is not None
         else:

@@ -27,6 +27,7 @@ class Step:
     """A node, compiled. ``outputs`` is None until it ran, and again when it is stale or nobody needs them any more.
 
     sources: ids it waits for; lazy: by input, the ids it may ask for. is_output, is_async: see NodeClass.
+    needs_loop: it cannot be driven by plain calls.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Step:
         self.is_output = node_class.is_output
         self.is_async = node_class.is_async
         self.lazy_check = node_class.lazy_check
+        self.needs_loop = node_class.is_async or node_class.lazy_check or node_class.fingerprint_waits
         self.always_changed = node_class.always_changed
         self.fingerprint = node_class.fingerprint
         self.outputs: list[list[Any]] | None = None

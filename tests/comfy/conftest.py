@@ -11,6 +11,8 @@ from engine.graph.comfy import ComfyHost
 from engine.graph.runner import Runner, TickInput, TickOutput
 from tests.fakes import nodes as fakes
 
+pytest.register_assert_rewrite("tests.comfy.lives")
+
 
 @pytest.fixture
 def host() -> ComfyHost:
