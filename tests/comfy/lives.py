@@ -143,8 +143,8 @@ def assert_alike(
 ) -> list[dict[str, Any]]:
     """The same life through ComfyUI's executor, with its keys and with ours, and through what ``auto`` chooses.
 
-    ``runner``: which one that has to be; ``pinned``: the executor, after the plan met an expansion. In that frame nodes
-    run twice, and static ones once more, so what ran does not count then. Returns the records of ComfyUI's executor.
+    ``runner``: which one that has to be; ``pinned``: the executor, after the plan met an expansion. In that frame
+    nodes run twice, and static ones once more, so what ran does not count. Returns the records of ``stock``.
     """
     stock = life(host, "stock", frames, size)
     keys = life(host, "executor", frames, size)

@@ -253,7 +253,8 @@ named("a failure and its retry", FAILS)
 named("a failure at the first frame", FAILS, levels=(0.9, 0.9, 0.2, 0.9, 0.1))
 named("a failure with an override", FAILS, updates={2: changed(FAILS, fail={"above": 0.9})})
 COUNTED = live(
-    still=static(0.5), count=node("DiffCount", a=["still", 0], mark=0), lives=node("DiffCount", a=["level", 0], mark=1),
+    still=static(0.5), count=node("DiffCount", a=["still", 0], mark=0),
+    lives=node("DiffCount", a=["level", 0], mark=1),
     caught=catch("count"), other=catch("lives", 1),
 )  # fmt: skip
 named("an override there and back", COUNTED, updates={1: changed(COUNTED, still={"value": 0.1}), 2: COUNTED})
@@ -266,7 +267,8 @@ named("a node goes and comes back", COUNTED, updates={1: SHORT, 2: COUNTED})
 OTHER = {**COUNTED, "count": node("DiffAdd", a=["still", 0], b=["still", 0], mark=4)}
 named("an id changes its class", COUNTED, updates={1: OTHER, 2: COUNTED})
 MOODY = live(
-    still=static(0.5), moody=node("DiffMoody", a=["still", 0], mark=7), after=node("DiffCount", a=["moody", 0], mark=0),
+    still=static(0.5), moody=node("DiffMoody", a=["still", 0], mark=7),
+    after=node("DiffCount", a=["moody", 0], mark=0),
     caught=catch("after"),
 )  # fmt: skip
 MOODS = {
@@ -314,11 +316,11 @@ named("an empty list for a node that takes lists", EMPTY)
 named("an empty list for one that does not", {**EMPTY, "bad": catch("add", 3)}, levels=(0.1, 0.2))
 HALF = live(
     still=static(0.9), blocked=node("DiffBlock", a=["pair", 1], above=0.5, message="", mark=0),
-    pair=node("DiffPair", a=["level", 0], b=["still", 0], mark=0), add=node("DiffAdd", a=["blocked", 0], b=["level", 0]),
+    pair=node("DiffPair", a=["level", 0], b=["still", 0], mark=0),
+    add=node("DiffAdd", a=["blocked", 0], b=["level", 0], mark=1),
     caught=catch("add"), sum=node("DiffSum", values=["blocked", 0], mark=0), other=catch("sum", 1),
     whole=catch("pair", 2, output=1),
 )  # fmt: skip
-HALF["add"]["inputs"]["mark"] = 1
 named("a list of which one is blocked", HALF)
 SWITCHED = live(
     one=static(1.0), two=node("DiffCount", a=["level", 0], mark=5),
@@ -352,16 +354,17 @@ TURNS = live(
     a=node("DiffLater", a=["level", 0], turns=3, above=9.0, mark=1),
     b=node("DiffLater", a=["level", 0], turns=1, above=9.0, mark=2),
     c=node("DiffLater", a=["b", 0], turns=0, above=9.0, mark=3),
-    sum=node("DiffAdd", a=["a", 0], b=["c", 0], mark=0), caught=catch("sum"), draw=node("DiffDraw", a=["b", 0], mark=5),
+    sum=node("DiffAdd", a=["a", 0], b=["c", 0], mark=0), caught=catch("sum"),
+    draw=node("DiffDraw", a=["b", 0], mark=5),
     other=catch("draw", 1),
 )  # fmt: skip
 named("coroutines of different length", TURNS)
 named("a coroutine fails while another waits", changed(TURNS, b={"above": 0.5}))
 EXPANDS = live(
-    still=static(0.25), e=node("DiffExpand", a=["level", 0], above=0.5, mark=0), count=node("DiffCount", a=["still", 0]),
-    caught=catch("e"), other=catch("count", 1),
+    still=static(0.25), e=node("DiffExpand", a=["level", 0], above=0.5, mark=0),
+    add=node("DiffAdd", a=["still", 0], b=["level", 0], mark=0),
+    caught=catch("e"), other=catch("add", 1),
 )  # fmt: skip
-EXPANDS["count"] = node("DiffAdd", a=["still", 0], b=["level", 0], mark=0)
 named("a live picture makes a node expand", EXPANDS, levels=(0.6, 0.1, 0.7), runner="pinned")
 
 

@@ -228,6 +228,7 @@ def test_an_executor_whose_caches_are_unknown_keeps_its_own_keys(host, monkeypat
 
     def init_classic_cache(self) -> None:
         self.outputs = Unknown(execution.CacheKeySetInputSignature)
+        self.ui = Unknown(execution.CacheKeySetInputSignature)  # up to 0.3.64
         self.objects = execution.HierarchicalCache(execution.CacheKeySetID)
 
     monkeypatch.setattr(execution.CacheSet, "init_classic_cache", init_classic_cache)
