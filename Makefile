@@ -87,7 +87,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed .comfyui/.installed
 	$(BIN)/python -m bench $(BENCH)
 
 settings: $(VENV)/.installed

@@ -192,7 +192,7 @@ class ComfyHost:
         self._server = server.PromptServer.instance
         self._execution: Any = importlib.import_module("execution")
         self._nodes: Any = importlib.import_module("nodes")
-        self._parts = Parts(self.version, {name: importlib.import_module(name) for name in MODULES}, self._loop)
+        self.parts = Parts(self.version, {name: importlib.import_module(name) for name in MODULES}, self._loop)
         with self._recording_failures() as failed:
             self._loop.run_until_complete(
                 self._nodes.init_extra_nodes(init_custom_nodes=custom_nodes, init_api_nodes=False)
@@ -309,11 +309,11 @@ class ComfyHost:
         is the executor as ComfyUI has it, without our cache keys: what the others are compared with.
         """
         self.require_thread()
-        self._parts.loop = self._loop
+        self.parts.loop = self._loop
         if choice == "plan":
-            return PlanRunner(self, self._parts)
+            return PlanRunner(self, self.parts)
         if choice == "auto":
-            return ChoosingRunner(self, self._parts, self._executor_runner)
+            return ChoosingRunner(self, self.parts, self._executor_runner)
         return self._executor_runner(stock_keys=choice == "stock")
 
     def _executor_runner(self, *, stock_keys: bool = False) -> ExecutorRunner:

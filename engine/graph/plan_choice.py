@@ -73,7 +73,7 @@ class ChoosingRunner:
         try:
             return self._inner.tick(tick)
         except NeedsExecutor as exc:
-            self._pin(self._prompt, str(exc))
+            self._pin(self._prompt, exc.reason)
         return self._inner.tick(tick)
 
     def interrupt(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from .plan_parts import TESTED_VERSIONS, Parts
+from .runner import NodeFailed
 from .workflow import Prompt
 
 #: Hidden inputs through which a node looks at, or changes, what the executor is about to do.
@@ -12,13 +13,12 @@ _HIDDEN_OF_THE_EXECUTOR: Final = ("DYNPROMPT", "EXECUTION_LIST")
 _V3_HOOKS: Final = ("PREPARE_CLASS_CLONE", "EXECUTE_NORMALIZED", "EXECUTE_NORMALIZED_ASYNC", "VALIDATE_CLASS")
 
 
-class NeedsExecutor(Exception):
+class NeedsExecutor(NodeFailed):
     """Only a running node showed that the plan cannot hold its graph; ComfyUI's executor has to take over."""
 
-    def __init__(self, node_id: str, class_type: str, reason: str) -> None:
-        super().__init__(reason)
-        self.node_id = node_id
-        self.class_type = class_type
+    def __init__(self, node_id: str, class_type: str, what: str) -> None:
+        super().__init__(node_id, class_type, "NeedsExecutor", f"the plan cannot hold a node that {what}")
+        self.reason = f"node {node_id} ({class_type}) {what}"
 
 
 def obstacle(parts: Parts, prompt: Prompt) -> str:

@@ -273,5 +273,4 @@ class Step:
         try:
             self.outputs, self.ui = outputs_of(self._parts, returned, self.instance.node or self._class.node_class)
         except Expands:
-            reason = f"node {self.node_id} ({self.class_type}) expanded into other nodes"
-            raise NeedsExecutor(self.node_id, self.class_type, reason) from None
+            raise NeedsExecutor(self.node_id, self.class_type, "expands into other nodes") from None
