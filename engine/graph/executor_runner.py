@@ -148,7 +148,8 @@ class ExecutorRunner:
             raise NodeFailed("", "", type(exc).__name__, str(exc)) from exc
         finally:
             self._ticking = False
-        if not self._executor.success:
+        # Not ``success``: a cycle that comes out of an expansion ends the run and leaves that as it was.
+        if self._executor.status_messages[-1][0] != "execution_success":
             raise self._failure()
 
     def _failure(self) -> Exception:

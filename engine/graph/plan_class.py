@@ -33,7 +33,8 @@ class NodeClass:
             self._v3_hidden = tuple(schema.hidden or ())
         self.is_output: bool = getattr(node_class, "OUTPUT_NODE", False) is True
         self.is_async: bool = inspect.iscoroutinefunction(getattr(node_class, node_class.FUNCTION))
-        self.always_changed: bool = issubclass(node_class, _Live)
+        is_changed = getattr(getattr(node_class, "IS_CHANGED", None), "__func__", None)
+        self.always_changed: bool = is_changed is _Live.IS_CHANGED.__func__  # type: ignore[attr-defined]
         self.fingerprint = self._fingerprint()
         fingerprint = getattr(node_class, self.fingerprint) if self.fingerprint else None
         self.fingerprint_waits: bool = inspect.iscoroutinefunction(fingerprint)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .lives import Frame, assert_alike, changed, executor_test_nodes, node
+from .lives import Frame, assert_alike, changed, executor_test_nodes, life, node
 
 
 @pytest.fixture
@@ -377,6 +377,13 @@ def test_scenario(lab, name):
     frames, runner = SCENARIOS[name]
     records = assert_alike(lab, frames(), runner)
     assert any(record["sinks"] or record["picture"] or record["failed"] for record in records)
+
+
+def test_a_cycle_that_comes_out_of_an_expansion_is_a_failure(lab):
+    for choice in ("executor", "auto"):
+        assert [record["failed"][2] for record in life(lab, choice, SCENARIOS["an expansion with a cycle"][0]())] == [
+            "graph.DependencyCycleError"
+        ] * 2
 
 
 # Random graphs: a list of nodes, each fed by any before it.

@@ -62,7 +62,11 @@ def models(host, tmp_path, monkeypatch):
         places = {**folder_paths.folder_names_and_paths, kind: ([str(tmp_path)], {".safetensors"})}
         monkeypatch.setattr(folder_paths, "folder_names_and_paths", places)
     assert not host.add_nodes({"Words": Words})
+    # Threads of OpenMP wait for each other in a spin: on two busy cores that takes ten times as long as one thread.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield host
+    torch.set_num_threads(threads)
     comfy.model_management.unload_all_models()
 
 
@@ -76,14 +80,14 @@ def test_executor_and_plan_give_the_same_picture_and_load_once(models):
         "encode": node("VAEEncode", pixels=["live", 0], vae=["vae", 0]),
         "sampler": node(
             "KSampler", model=["unet", 0], positive=["good", 0], negative=["bad", 0], latent_image=["encode", 0],
-            seed=3, steps=1, cfg=1.5, sampler_name="lcm", scheduler="simple", denoise=0.6,
+            seed=3, steps=1, cfg=1.0, sampler_name="lcm", scheduler="simple", denoise=0.6,
         ),
         "decode": node("VAEDecode", samples=["sampler", 0], vae=["vae", 0]),
         "save": node("SaveTensor", images=["decode", 0]),
     }  # fmt: skip
     words = changed(prompt, good={"seed": 5})
     frames = [Frame(0.25, prompt), Frame(0.25), Frame(0.75), Frame(0.75, words), Frame(0.75)]
-    records = assert_alike(models, frames, size=64)
+    records = assert_alike(models, frames, size=32)
     assert [record["failed"] for record in records] == [None] * 5
     live = ["decode", "encode", "live", "sampler", "save"]
     assert [record["ran"] for record in records] == [

