@@ -69,6 +69,14 @@ class ChoosingRunner:
         plan.close()
         self._inner, self._why = executor, why
 
+    def prepare(self, node_id: str) -> None:
+        """As of the runner that was chosen."""
+        try:
+            self._inner.prepare(node_id)
+        except NeedsExecutor as exc:
+            self._pin(self._prompt, exc.reason)
+            self._inner.prepare(node_id)
+
     def tick(self, tick: TickInput) -> TickOutput:
         try:
             return self._inner.tick(tick)

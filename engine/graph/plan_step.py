@@ -268,6 +268,13 @@ class Step:
                 wanted.update((name, None) for name in names if isinstance(name, str))
         return [name for name in wanted if name in absent or name not in given]
 
+    def source_of(self, name: str) -> str:
+        """The id of the node behind a lazy input that this one asks for."""
+        value = self._inputs.get(name)
+        if is_link(value):
+            return str(value[0])
+        raise self._parts.input_error(f"the node asks for the input {name}, which is not linked")
+
     def take(self, returned: list[Any]) -> None:
         """Take what the calls returned. Raises NeedsExecutor if the node became other nodes."""
         try:

@@ -235,6 +235,31 @@ def test_outputs_of_live_nodes_are_let_go_of_as_soon_as_nobody_needs_them(lab):
     assert fakes.runs["StaticColour"] == 1, "a static output stays"
 
 
+@pytest.mark.parametrize("choice", ["executor", "plan", "auto"])
+def test_a_static_node_can_run_before_the_first_frame(lab, choice):
+    runner = lab.new_runner(choice)
+    runner.load(CHAIN)
+    runner.prepare("still")
+    assert fakes.runs == {"StaticColour": 1}
+    assert [shown(runner, level) for level in (0.0, 1.0)] == [0.25, 0.75]
+    assert fakes.runs == {"StaticColour": 1, "Average": 2}
+
+
+def test_an_expansion_before_the_first_frame_moves_to_the_executor(lab):
+    prompt = graph(
+        still=("StaticColour", {"level": 0.5}),
+        e=("Expands", {"image": ["still", 0], "level": 0.5}),
+        save=("SaveTensor", {"images": ["e", 0]}),
+    )
+    runner = lab.new_runner()
+    runner.load(prompt)
+    runner.prepare("e")
+    assert runner.name == "executor"
+    assert fakes.runs["Expands"] == 2
+    assert shown(runner, 0.0) == 0.5
+    assert fakes.runs["Expands"] == 2
+
+
 def test_a_graph_without_coroutines_needs_no_loop(lab, monkeypatch):
     runner = lab.new_runner("plan")
     runner.load(CHAIN)
