@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import cext
-from engine.comfy_backend import ComfyGraph
+from engine.comfy_backend import ComfyBackend, ComfyGraph
+from engine.config import read
 from engine.graph.plan_limits import obstacle
 from engine.graph.runner import NodeFailed, TickInput
 from engine.graph.workflow import WorkflowError
@@ -160,6 +161,18 @@ def test_the_executor_can_be_forced(lab):
     runner.load(CHAIN)
     assert shown(runner, 1.0) == 0.75
     assert (runner.name, runner.reason) == ("executor", "ComfyUI's executor")
+
+
+@pytest.mark.parametrize(("setting", "name"), [("auto", "plan"), ("plan", "plan"), ("executor", "executor")])
+def test_the_setting_reaches_the_session(lab, setting, name):
+    backend = ComfyBackend(read(["--runner", setting], {"COMFYUI_DIR": str(lab.directory)}))
+    backend._host = lab
+    building = backend.build(CHAIN, VideoFormat(8, 8), lambda stage: None)
+    with pytest.raises(StopIteration) as done:
+        while True:
+            next(building)
+    assert done.value.value.runner == name
+    done.value.value.close()
 
 
 def test_an_update_that_the_plan_cannot_hold_moves_to_the_executor_with_its_instances(lab):
