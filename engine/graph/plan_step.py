@@ -200,7 +200,6 @@ class Step:
 
     def run_lists(self, lists: dict[str, Any]) -> None:
         """Call the node for every element; blocked ones are skipped and stay blocked."""
-        self._bound()
         self.take([self._call(self._bound, index, arguments) for index, arguments in self.calls(lists)])
 
     def _call(self, bound: Callable[[], Callable[..., Any]], index: int | None, arguments: Any) -> Any:

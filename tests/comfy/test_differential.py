@@ -243,6 +243,12 @@ DRAWS = live(
     sum=node("DiffAdd", a=["d1", 0], b=["d3", 0], mark=0), caught=catch("sum"), other=catch("d4", 1),
 )  # fmt: skip
 named("the order of live random draws", DRAWS, updates={2: changed(DRAWS, static={"value": 0.25})})
+DEEP = live(
+    s0=node("DiffDraw", a=["level", 0], mark=1), s1=node("DiffAdd", a=["s0", 0], b=["level", 0], mark=2),
+    s2=node("DiffAdd", a=["s1", 0], b=["level", 0], mark=3), t0=node("DiffDraw", a=["level", 0], mark=4),
+    t1=node("DiffAdd", a=["t0", 0], b=["level", 0], mark=5), far=catch("s2"), near=catch("t1", 1),
+)  # fmt: skip
+named("what is nearer to an output draws first", DEEP)
 FAILS = live(
     before=static(0.1), after=static(0.2, 1),
     fail=node("DiffFail", a=["level", 0], above=0.5, mark=0),
@@ -322,6 +328,12 @@ HALF = live(
     whole=catch("pair", 2, output=1),
 )  # fmt: skip
 named("a list of which one is blocked", HALF)
+FLAT = {
+    **HALF,
+    "again": node("DiffPair", a=["blocked", 0], b=["level", 0], mark=8),
+    "flat": catch("again", 4, output=1),
+}
+named("a blocker in a node that flattens", FLAT)
 SWITCHED = live(
     one=static(1.0), two=node("DiffCount", a=["level", 0], mark=5),
     s=node("DiffSwitch", which=["level", 0], a=["one", 0], b=["two", 0], mark=0),
@@ -337,6 +349,8 @@ for mark in range(5):
         free=catch("level", 2),
     )  # fmt: skip
     named(f"a V3 node, way {mark}", v3, levels=(0.1, 0.2))
+HIDDEN = live(v=node("DiffV3", a=["level", 0], mark=0), caught=catch("v", output=1))
+named("a V3 node sees the prompt of the moment", HIDDEN, updates={2: {**HIDDEN, "more": static(0.5)}})
 STILL = {"still": static(0.5), "v": node("DiffV3", a=["still", 0], mark=0), "caught": catch("v", output=1)}
 named("fingerprint_inputs", STILL, levels=[0] * 6, moods={1: {0: 1}, 2: {0: 1}, 3: {0: ValueError()}, 4: {0: 2}})
 V3LATER = live(v=node("DiffV3Later", a=["level", 0], mark=1), caught=catch("v"))

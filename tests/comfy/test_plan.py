@@ -1,5 +1,6 @@
 """The plan by itself: which graphs it holds, what it lets go of, what it says of the others."""
 
+import asyncio
 import gc
 import weakref
 
@@ -271,6 +272,52 @@ def test_an_expansion_before_the_first_frame_moves_to_the_executor(lab):
     assert fakes.runs["Expands"] == 2
     assert shown(runner, 0.0) == 0.5
     assert fakes.runs["Expands"] == 2
+
+
+def test_a_lazy_input_that_was_not_asked_for_is_none_even_if_its_source_ran(lab):
+    seen = []
+
+    class Peeks(fakes.Average):
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"one": ("IMAGE",), "other": ("IMAGE", {"lazy": True})}}
+
+        def check_lazy_status(self, one, other):
+            return []
+
+        def run(self, one, other):
+            seen.append(other)
+            return (one,)
+
+    lab.add_nodes({"Peeks": Peeks})
+    runner = lab.new_runner("plan")
+    still = ("StaticColour", {"level": 0.5})
+    runner.load(
+        graph(
+            still=still,
+            mix=("Average", {"one": ["live", 0], "other": ["still", 0]}),
+            peeks=("Peeks", {"one": ["mix", 0], "other": ["still", 0]}),
+            save=("SaveTensor", {"images": ["peeks", 0]}),
+        )
+    )
+    assert [shown(runner, 0.5) for _ in range(2)] == [0.5, 0.5]
+    assert seen == [None, None]
+
+
+def test_no_coroutine_outlives_its_frame(lab):
+    level = ("DiffLevel", {"image": ["live", 0], "mark": 0})
+    slow = ("DiffLater", {"a": ["level", 0], "turns": 10**9, "above": 9.0, "mark": 1})
+    fails = ("DiffLater", {"a": ["level", 0], "turns": 2, "above": 0.1, "mark": 2})
+    runner = lab.new_runner("plan")
+    runner.load(
+        graph(
+            level=level, slow=slow, fails=fails,
+            s=("DiffCatch", {"value": ["slow", 0], "mark": 0}), f=("DiffCatch", {"value": ["fails", 0], "mark": 1}),
+        )
+    )  # fmt: skip
+    with pytest.raises(NodeFailed, match="too late"):
+        runner.tick(TickInput(picture(0.5)))
+    assert asyncio.all_tasks(lab.parts.loop) == set()
 
 
 def test_a_graph_without_coroutines_needs_no_loop(lab, monkeypatch):
