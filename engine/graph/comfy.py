@@ -16,9 +16,9 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -27,12 +27,18 @@ from .comfy_log import Quiet
 from .device import DeviceInfo, chosen, describe
 from .executor_runner import ExecutorRunner
 from .io_nodes import NODE_CLASSES
+from .plan import PlanRunner
+from .plan_choice import Choice, ChoosingRunner
+from .plan_parts import MODULES, Parts
+from .runner import Runner
 from .schema import NodeDefinition, definition_of
 from .side_loading import SideLoading
 from .validation import check, check_choices, translated
-from .workflow import Finding, Prompt, Severity, finding
+from .workflow import Finding, Prompt, Severity, WorkflowError, finding
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Before 0.3.52 ``init_extra_nodes`` is not async and there are no V3 nodes (comfyui.md 1.5).
 OLDEST_VERSION: Final = (0, 3, 52)
@@ -188,6 +194,7 @@ class ComfyHost:
         self._server = server.PromptServer.instance
         self._execution: Any = importlib.import_module("execution")
         self._nodes: Any = importlib.import_module("nodes")
+        self.parts = Parts(self.version, {name: importlib.import_module(name) for name in MODULES}, self._loop)
         with self._recording_failures() as failed:
             self._loop.run_until_complete(
                 self._nodes.init_extra_nodes(init_custom_nodes=custom_nodes, init_api_nodes=False)
@@ -237,6 +244,15 @@ class ComfyHost:
         self.definitions = definitions
         return refused
 
+    @property
+    def classes(self) -> Mapping[str, type]:
+        """Every node class by class_type."""
+        return self._nodes.NODE_CLASS_MAPPINGS  # type: ignore[no-any-return]
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Drive a coroutine of ComfyUI's on its loop, e.g. ``nodes.load_custom_node``."""
+        return self._loop.run_until_complete(coroutine)
+
     def _progress(self, value: Any, total: Any, preview: Any = None, node_id: Any = None) -> None:
         # Without this a request to interrupt is seen only when the node ends.
         self._management.throw_exception_if_processing_interrupted()
@@ -274,6 +290,13 @@ class ComfyHost:
             findings.append(finding("refused_by_comfyui", f"{error['message']} {error['details']}".strip()))
         return copy, findings
 
+    def require_valid(self, prompt: Prompt) -> Prompt:
+        """The copy of ``checked``. Raises WorkflowError with everything that is wrong."""
+        checked, findings = self.checked(prompt)
+        if any(item.severity is Severity.ERROR for item in findings):
+            raise WorkflowError(findings)
+        return checked
+
     @staticmethod
     def _leaves_choices_open(node_class: Any) -> bool:
         """V3 nodes without a check of their own (one may allow more than is listed, a file's path for example)."""
@@ -282,10 +305,22 @@ class ComfyHost:
         internal = importlib.import_module("comfy_api.internal")
         return internal.first_real_override(node_class, "validate_inputs") is None
 
-    def new_runner(self) -> ExecutorRunner:
-        """A runner with caches and node instances of its own: sessions share models and nothing else."""
+    def new_runner(self, choice: Choice = "auto") -> Runner:
+        """A runner with caches and node instances of its own: sessions share models and nothing else.
+
+        auto: the plan, or ComfyUI's executor for graphs that the plan cannot hold; the others force either. ``stock``
+        is the executor as ComfyUI has it, without our cache keys: what the others are compared with.
+        """
         self.require_thread()
-        return ExecutorRunner(self, self._execution, self._nodes, self._server, self._loop)
+        self.parts.loop = self._loop
+        if choice == "plan":
+            return PlanRunner(self, self.parts)
+        if choice == "auto":
+            return ChoosingRunner(self, self.parts, self._executor_runner)
+        return self._executor_runner(stock_keys=choice == "stock")
+
+    def _executor_runner(self, *, stock_keys: bool = False) -> ExecutorRunner:
+        return ExecutorRunner(self, self._execution, self._nodes, self._server, self._loop, stock_keys=stock_keys)
 
     def interrupt(self) -> None:
         """End the running tick at the next node or progress step. Any thread; between ticks it does nothing."""

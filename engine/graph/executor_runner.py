@@ -5,28 +5,45 @@ from __future__ import annotations
 import asyncio
 import inspect
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .cache_keys import Stamps, key_set_class
 from .io_nodes import Exchange, exchange_of
 from .runner import NodeFailed, TickInput, TickInterrupted, TickOutput
-from .workflow import Prompt, Severity, Workflow, WorkflowError
+from .workflow import Prompt, Workflow
 
 if TYPE_CHECKING:
     from .comfy import ComfyHost
+
+
+def outcome(workflow: Workflow, exchange: Exchange) -> TickOutput:
+    """What the live outputs took, in the order of the workflow."""
+    images = next((exchange.images[node] for node in workflow.image_outputs if node in exchange.images), None)
+    audio = next((exchange.audio[node] for node in workflow.audio_outputs if node in exchange.audio), None)
+    texts = [(node, exchange.texts[node]) for node in workflow.text_outputs if node in exchange.texts]
+    return TickOutput(images, texts, audio[0] if audio else None, audio[1] if audio else 0)
 
 
 class ExecutorRunner:
     """One session's executor: caches and node instances are its own, so sessions share no state.
 
     The event loop lives as long as ComfyUI does; ``PromptExecutor.execute`` would make one for every frame.
-    ``reason`` says which cache keys are in use. Calls come from ComfyUI's thread, except ``interrupt``.
+    ``reason`` says which cache keys are in use; ``stock_keys`` leaves ComfyUI its own, to compare with.
+    Calls come from ComfyUI's thread, except ``interrupt``.
     """
 
     name: Final = "executor"
 
     def __init__(
-        self, host: ComfyHost, execution: Any, nodes: Any, server: Any, loop: asyncio.AbstractEventLoop
+        self,
+        host: ComfyHost,
+        execution: Any,
+        nodes: Any,
+        server: Any,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        stock_keys: bool = False,
     ) -> None:
         self._host = host
         self._execution = execution
@@ -40,13 +57,20 @@ class ExecutorRunner:
         self._stamps = Stamps()
         self._executor: Any = None
         self._ticking = False
+        self._stock_keys = stock_keys
         self.reason = ""
 
     def load(self, prompt: Prompt) -> None:
         """Take a prompt with fresh caches and node instances. Raises WorkflowError; the runner is as before then."""
-        checked = self._checked(prompt)
+        checked = self._host.require_valid(prompt)
         self._executor, self._stamps, self.reason = self._new_executor()
         self._take(checked)
+
+    def adopt(self, prompt: Prompt, instances: Mapping[tuple[str, str], Any]) -> None:
+        """Take a checked prompt over from another runner, with its node instances by (node id, class_type)."""
+        self._executor, self._stamps, self.reason = self._new_executor()
+        self._executor.caches.objects.cache.update(instances)
+        self._take(prompt)
 
     def update(self, prompt: Prompt) -> None:
         """Take an altered prompt; cached outputs and node instances stay where node and ancestors are as before.
@@ -56,13 +80,7 @@ class ExecutorRunner:
         if self._executor is None:
             self.load(prompt)
         else:
-            self._take(self._checked(prompt))
-
-    def _checked(self, prompt: Prompt) -> Prompt:
-        checked, findings = self._host.checked(prompt)
-        if any(item.severity is Severity.ERROR for item in findings):
-            raise WorkflowError(findings)
-        return checked
+            self._take(self._host.require_valid(prompt))
 
     def _take(self, prompt: Prompt) -> None:
         classes = self._nodes.NODE_CLASS_MAPPINGS
@@ -90,6 +108,8 @@ class ExecutorRunner:
         names = [name for name in ("outputs", "ui") if hasattr(caches, name)]
         if not all(type(getattr(caches, name)) is execution.HierarchicalCache for name in names):
             return executor, stamps, "ComfyUI's executor with its own cache keys: its caches are unknown"
+        if self._stock_keys:
+            return executor, stamps, "ComfyUI's executor with its own cache keys: as asked for"
         keys = key_set_class(execution.CacheKeySetInputSignature, stamps)
         for name in names:
             own = execution.HierarchicalCache(keys)
@@ -109,7 +129,7 @@ class ExecutorRunner:
         """Run the prompt once. Raises NodeFailed or TickInterrupted; what ran before the failure stays cached."""
         with exchange_of(tick) as exchange:
             self._execute(self._outputs)
-        return self._output(exchange)
+        return outcome(self._workflow, exchange)
 
     def _execute(self, node_ids: list[str]) -> None:
         """Run these nodes and what they need."""
@@ -128,7 +148,8 @@ class ExecutorRunner:
             raise NodeFailed("", "", type(exc).__name__, str(exc)) from exc
         finally:
             self._ticking = False
-        if not self._executor.success:
+        # Not ``success``: a cycle that comes out of an expansion ends the run and leaves that as it was.
+        if self._executor.status_messages[-1][0] != "execution_success":
             raise self._failure()
 
     def _failure(self) -> Exception:
@@ -142,13 +163,6 @@ class ExecutorRunner:
                     str(data["exception_message"]).strip(),
                 )  # fmt: skip
         return NodeFailed("", "", "RuntimeError", "ComfyUI gave no reason")
-
-    def _output(self, exchange: Exchange) -> TickOutput:
-        workflow = self._workflow
-        images = next((exchange.images[node] for node in workflow.image_outputs if node in exchange.images), None)
-        audio = next((exchange.audio[node] for node in workflow.audio_outputs if node in exchange.audio), None)
-        texts = [(node, exchange.texts[node]) for node in workflow.text_outputs if node in exchange.texts]
-        return TickOutput(images, texts, audio[0] if audio else None, audio[1] if audio else 0)
 
     def interrupt(self) -> None:
         """End the running tick at the next node or progress step; any thread. ComfyUI clears the request when a run

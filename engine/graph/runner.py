@@ -71,7 +71,11 @@ class Runner(Protocol):
 
     @property
     def name(self) -> str:
-        """Which runner it is: ``executor``, ``pass_through``."""
+        """Which runner it is: ``plan``, ``executor``, ``pass_through``; a prompt or a tick may change it."""
+
+    @property
+    def reason(self) -> str:
+        """Why that one, in part of a sentence."""
 
     def load(self, prompt: Prompt) -> None:
         """Take a prompt as ``workflow.parse`` makes them; nothing of an earlier one is kept. Raises WorkflowError."""
@@ -93,6 +97,7 @@ class PassThroughRunner:
     """Hands the pictures on. Runs without ComfyUI, and only workflows for which that is the whole meaning."""
 
     name: Final = "pass_through"
+    reason: Final = "the workflow hands its live input to its live output"
 
     def load(self, prompt: Prompt) -> None:
         if not is_pass_through(prompt):

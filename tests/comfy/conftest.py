@@ -8,9 +8,10 @@ import torch
 
 from engine.config import read
 from engine.graph.comfy import ComfyHost
-from engine.graph.executor_runner import ExecutorRunner
-from engine.graph.runner import TickInput, TickOutput
+from engine.graph.runner import Runner, TickInput, TickOutput
 from tests.fakes import nodes as fakes
+
+pytest.register_assert_rewrite("tests.comfy.lives")
 
 
 @pytest.fixture
@@ -27,11 +28,11 @@ def host() -> ComfyHost:
     return host
 
 
-@pytest.fixture
-def runner(host: ComfyHost) -> Iterator[ExecutorRunner]:
+@pytest.fixture(params=["executor", "plan", "auto"])
+def runner(host: ComfyHost, request: pytest.FixtureRequest) -> Iterator[Runner]:
     fakes.runs.clear()
     fakes.Fails.error = None
-    runner = host.new_runner()
+    runner = host.new_runner(request.param)
     yield runner
     runner.close()
 
@@ -40,11 +41,11 @@ def picture(level: float, size: int = 8) -> torch.Tensor:
     return torch.full((1, size, size, 3), level)
 
 
-def tick(runner: ExecutorRunner, level: float) -> TickOutput:
+def tick(runner: Runner, level: float) -> TickOutput:
     return runner.tick(TickInput(picture(level)))
 
 
-def shown(runner: ExecutorRunner, level: float) -> float:
+def shown(runner: Runner, level: float) -> float:
     """The level of the picture that comes out for a grey one that goes in."""
     images = tick(runner, level).images
     assert images is not None

@@ -220,7 +220,7 @@ def test_progress_inside_a_node_is_reported(host, runner):
     assert reports == [(3, 4, "")]
 
 
-def test_an_executor_whose_caches_are_unknown_keeps_its_own_keys(host, runner, monkeypatch):
+def test_an_executor_whose_caches_are_unknown_keeps_its_own_keys(host, monkeypatch):
     import execution
 
     class Unknown(execution.HierarchicalCache):
@@ -228,9 +228,11 @@ def test_an_executor_whose_caches_are_unknown_keeps_its_own_keys(host, runner, m
 
     def init_classic_cache(self) -> None:
         self.outputs = Unknown(execution.CacheKeySetInputSignature)
+        self.ui = Unknown(execution.CacheKeySetInputSignature)  # up to 0.3.64
         self.objects = execution.HierarchicalCache(execution.CacheKeySetID)
 
     monkeypatch.setattr(execution.CacheSet, "init_classic_cache", init_classic_cache)
+    runner = host.new_runner("executor")
     runner.load(MIXED)
     assert "its own cache keys" in runner.reason
     assert [shown(runner, level) for level in (0.0, 1.0)] == [0.25, 0.75]

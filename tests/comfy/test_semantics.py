@@ -19,23 +19,11 @@ def special(host):
 
 
 @pytest.fixture
-def stock(host, monkeypatch):
+def stock(host):
     """A runner with ComfyUI's own keys."""
-    import execution
-
-    class Unknown(execution.HierarchicalCache):
-        pass
-
-    with monkeypatch.context() as patch:
-
-        def init_classic_cache(self) -> None:
-            self.outputs = Unknown(execution.CacheKeySetInputSignature)
-            self.objects = execution.HierarchicalCache(execution.CacheKeySetID)
-
-        patch.setattr(execution.CacheSet, "init_classic_cache", init_classic_cache)
-        runner = host.new_runner()
-        runner.load(graph(save=("SaveTensor", {"images": ["live", 0]})))
-        assert "its own cache keys" in runner.reason
+    runner = host.new_runner("stock")
+    runner.load(graph(save=("SaveTensor", {"images": ["live", 0]})))
+    assert "its own cache keys" in runner.reason
     yield runner
     runner.close()
 
@@ -61,6 +49,7 @@ def any_graph(pick: random.Random):
     )
 
 
+@pytest.mark.parametrize("runner", ["executor"], indirect=True)
 @pytest.mark.parametrize("seed", range(20))
 def test_random_lives_agree_with_comfyuis_own_keys(host, runner, stock, special, seed):
     pick = random.Random(seed)
@@ -100,6 +89,7 @@ def test_a_lazy_input_that_is_not_asked_for_does_not_run(host, runner, special):
     assert shown(runner, 0.5) == 0.25
 
 
+@pytest.mark.parametrize("runner", ["executor", "auto"], indirect=True)
 def test_an_expansion_runs_every_frame_and_keeps_its_static_part(host, runner, special):
     runner.load(
         graph(

@@ -238,7 +238,7 @@ async def test_real_comfyui_from_loading_to_update(tmp_path: Path) -> None:
         opened_s = time.monotonic() - began
         assert answered_s < opened_s / 2
         assert process.opened is not None
-        assert process.opened.runner == "executor"
+        assert process.opened.runner == "plan"
         info = await client.stub.GetServerInfo(pb.GetServerInfoRequest())
         assert info.comfyui.state == pb.ComfyUI.STATE_READY
         assert info.comfyui.version

@@ -42,6 +42,7 @@ def test_comfyui_is_a_directory_with_nodes(tmp_path: Path) -> None:
     [
         ([], {"HEADRACE_ENGINE_MAX_SESSIONS": "0"}, ["HEADRACE_ENGINE_MAX_SESSIONS is '0'", "from 1 to 1024"]),
         ([], {"HEADRACE_ENGINE_GRACE_S": "nan"}, ["HEADRACE_ENGINE_GRACE_S is 'nan'"]),
+        (["--runner", "fastest"], {}, ["--runner is 'fastest'", "auto, plan, executor"]),
         (["--device", "tpu"], {}, ["--device is 'tpu'", "cuda:0"]),
         (["--log-level", "loud"], {}, ["--log-level is 'loud'"]),
         (["--address", "unix:relative.sock"], {}, ["--address", "absolute"]),
