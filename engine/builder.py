@@ -22,8 +22,8 @@ from .ends import require_ends
 from .errors import Violation, WorkflowRefused, refuse
 from .executor import Executor, release_heap
 from .graph import overrides as graph_overrides
-from .graph.workflow import Finding, Prompt, Severity, Workflow, WorkflowError, parse
-from .loading import PROGRESS_INTERVAL_S, Loading
+from .graph.workflow import Finding, Prompt, Reading, Severity, Workflow, WorkflowError, decode, is_drawing, read
+from .loading import PROGRESS_INTERVAL_S, Loading, LoadState
 from .wire import VideoFormat
 
 logger = logging.getLogger(__name__)
@@ -59,18 +59,41 @@ class Builder:
         for step in self._steps:
             step.cancel()
 
-    async def findings(self, workflow_json: str) -> list[Finding]:
-        """Everything that is wrong with a workflow. Raises NotReady while ComfyUI loads."""
+    async def findings(self, workflow_json: str) -> tuple[list[Finding], Prompt | None]:
+        """Everything that is wrong with a workflow, and the prompt that would run, if it could be read.
+
+        Raises NotReady while ComfyUI loads.
+        """
         try:
-            workflow = parse(workflow_json, max_nodes=self._max_nodes)
+            document = decode(workflow_json)
+            if is_drawing(document) and not self._loading.problem:
+                self._loading.ready()
+            reading = await self._read(document)
         except WorkflowError as exc:
-            return list(exc.findings)
-        findings = [*workflow.warnings]
-        if workflow.is_pass_through:
+            return list(exc.findings), None
+        return await self._findings(reading), reading.prompt if reading.is_sound else None
+
+    async def _read(self, document: object) -> Reading:
+        """A document of ComfyUI's editor is converted if ComfyUI is there."""
+        definitions = None
+        if is_drawing(document) and self._loading.state is LoadState.READY:
+            known = await self._executor.submit(self._loading.ready().definitions)
+            definitions = {definition.class_type: definition for definition in known}
+        return read(document, max_nodes=self._max_nodes, definitions=definitions)
+
+    async def _findings(self, reading: Reading) -> list[Finding]:
+        findings = list(reading.findings)
+        if reading.prompt is None:
+            return findings
+        workflow = Workflow(reading.prompt)
+        if reading.is_sound and workflow.is_pass_through:
             return findings
         if self._loading.problem:
             return [*findings, Finding(Severity.ERROR, "no_comfyui", self._loading.problem, HOW_TO_GET_COMFYUI)]
-        return [*findings, *await self._executor.submit(self._loading.ready().check, workflow)]
+        more = await self._executor.submit(self._loading.ready().check, workflow)
+        # An input that the drawing lost is also a missing one; once is enough.
+        said = {(item.node_id, item.input) for item in findings if item.input and item.severity is Severity.ERROR}
+        return findings + [item for item in more if (item.node_id, item.input) not in said]
 
     async def check(self, prompt: Prompt) -> None:
         """Raises WorkflowRefused, InvalidRequest or NotReady if this engine cannot run ``prompt``."""
@@ -78,9 +101,19 @@ class Builder:
         if not workflow.is_pass_through:
             refuse(await self._executor.submit(self._loading.ready().check, workflow))
 
-    def parse(self, workflow_json: str) -> Workflow:
-        """Raises WorkflowError or WorkflowRefused for what can be said without ComfyUI."""
-        return parse(workflow_json, max_nodes=self._max_nodes)
+    async def workflow(self, workflow_json: str, report: Report) -> Workflow:
+        """Read a workflow; one of the editor waits until ComfyUI is there to convert it.
+
+        Raises WorkflowError or WorkflowRefused with everything that can be said at the moment.
+        """
+        document = decode(workflow_json)
+        if is_drawing(document):
+            await self._loading.wait(report)
+        reading = await self._read(document)
+        if reading.is_sound and reading.prompt is not None:
+            return reading.workflow()
+        ready = self._loading.state is LoadState.READY
+        raise WorkflowError(await self._findings(reading) if ready else reading.findings)
 
     async def override(self, prompt: Prompt, layers: Sequence[Overrides]) -> Prompt:
         """A prompt with the layers applied, one on top of the other, each of them valid by itself.

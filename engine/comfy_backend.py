@@ -34,6 +34,7 @@ from .config import Settings
 from .executor import settle_heap
 from .graph import overrides as graph_overrides
 from .graph.comfy import ComfyHost, ComfyUnavailable
+from .graph.policy import Policy
 from .graph.runner import NodeFailed, Runner, TickInput, TickInterrupted, TickOutput
 from .graph.schema import NodeDefinition
 from .graph.sound import NotSound, silence, to_samples, to_waveform
@@ -213,6 +214,7 @@ class ComfyBackend:
             )
         except ComfyUnavailable as exc:
             raise LoadFailed(str(exc)) from exc
+        host.policy = Policy(settings.allow_nodes, settings.deny_nodes)
         self._host = host
         return ComfyInfo(host.version, len(host.definitions), host.failed_packs)
 
@@ -223,9 +225,11 @@ class ComfyBackend:
         return list(self._loaded.definitions.values())
 
     def check(self, workflow: Workflow) -> list[Finding]:
+        self._loaded.look_for_models({node["class_type"] for node in workflow.prompt.values()})
         return self._loaded.validate(workflow.prompt)
 
     def override(self, prompt: Prompt, overrides: Overrides) -> Prompt:
+        self._loaded.look_for_models({prompt[node_id]["class_type"] for node_id in overrides if node_id in prompt})
         changed = graph_overrides.apply(prompt, overrides, self._loaded.definitions)
         findings = self._loaded.validate(changed)
         if any(finding.severity is Severity.ERROR for finding in findings):

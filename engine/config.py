@@ -90,6 +90,14 @@ def _device(value: Any) -> str:
     return str(value)
 
 
+def _patterns(value: Any) -> tuple[str, ...]:
+    """Names of node classes, which may have spaces in them: a list, or text with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("a list of names is needed, * stands for anything, commas between them")
+    return tuple(part.strip() for part in parts if part.strip())
+
+
 def _comfyui_dir(value: Any) -> Path | None:
     if str(value) == "none":
         return None
@@ -134,6 +142,10 @@ class Settings:
     max_workflow_nodes: int = _option(_whole(1, 10000), "nodes of the largest workflow", 512)
     # Below the 10 s after which supervisor kills (stopwaitsecs).
     grace_s: float = _option(_seconds, "seconds that sessions and a running graph get at the end", 5.0)
+    allow_nodes: tuple[str, ...] = _option(
+        _patterns, "node classes that may read or write files or reach the network, as in LoadImage,VHS_*", ()
+    )
+    deny_nodes: tuple[str, ...] = _option(_patterns, "node classes that no workflow may use; * is any text", ())
     # Zero frames would leave a lazily loading model to the first viewer.
     warm_up_frames: int = _option(_whole(0, 64), "generated frames through a graph before it takes over", 1)
     log_level: str = _option(_one_of("debug", "info", "warning", "error"), "least severe line that is logged", "info")

@@ -33,7 +33,7 @@ from .errors import (
 )
 from .executor import Executor
 from .graph.schema import NodeDefinition
-from .graph.workflow import Finding
+from .graph.workflow import Finding, Prompt
 from .loading import Loading, LoadState
 from .logs import current_session
 from .outbox import Outbox
@@ -132,8 +132,9 @@ class Engine:
         known = await self._executor.submit(backend.definitions)
         return [definition for definition in known if definition.class_type.startswith(prefix)]
 
-    async def check(self, workflow_json: str) -> list[Finding]:
-        """Everything that is wrong with a workflow. Raises NotReady while ComfyUI loads."""
+    async def check(self, workflow_json: str) -> tuple[list[Finding], Prompt | None]:
+        """Everything that is wrong with a workflow, and the prompt that would run. Raises NotReady while ComfyUI
+        loads."""
         return await self._builder.findings(workflow_json)
 
     # ---- sessions
@@ -156,7 +157,7 @@ class Engine:
         if request.HasField("video"):
             video = wire.video_format(request.video, self.settings.max_width, self.settings.max_height)
         overrides = wire.overrides(request.overrides)
-        workflow = self._builder.parse(request.workflow_json)
+        workflow = await self._builder.workflow(request.workflow_json, outbox.progress)
         require_ends(workflow, video)
         if not workflow.is_pass_through or overrides:
             await self._loading.wait(outbox.progress)
@@ -248,7 +249,7 @@ class Engine:
             revision = session.parameters.current
             prompt, graph = revision.prompt, revision.graph
             if workflow_json.strip():
-                prompt = self._builder.parse(workflow_json).prompt
+                prompt = (await self._builder.workflow(workflow_json, session.outbox.progress)).prompt
                 if overrides:
                     prompt = await self._builder.override(prompt, overrides)
                 if dry_run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -102,9 +103,11 @@ class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # ge
     async def CheckWorkflow(self, request: pb.CheckWorkflowRequest, context: Any) -> pb.CheckWorkflowResponse:
         if request.HasField("video"):
             wire.video_format(request.video, self._engine.settings.max_width, self._engine.settings.max_height)
-        findings = [wire.finding_message(finding) for finding in await self._engine.check(request.workflow_json)]
+        found, prompt = await self._engine.check(request.workflow_json)
+        findings = [wire.finding_message(finding) for finding in found]
         runnable = all(finding.severity != pb.Finding.SEVERITY_ERROR for finding in findings)
-        return pb.CheckWorkflowResponse(runnable=runnable, findings=findings)
+        workflow_json = json.dumps(prompt) if prompt is not None else ""
+        return pb.CheckWorkflowResponse(runnable=runnable, findings=findings, workflow_json=workflow_json)
 
     @_refusing
     async def UpdateSession(self, request: pb.UpdateSessionRequest, context: Any) -> pb.UpdateSessionResponse:

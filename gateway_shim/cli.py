@@ -1,6 +1,7 @@
 """The command ``headrace``: what an operator types. Every command imports what it needs and no more.
 
-Exit codes: 0 done, 1 it failed, 2 it was asked wrongly; what went wrong is one sentence on stderr.
+Exit codes: 0 done, 1 it failed, 2 it was asked wrongly or could not be answered; what went wrong is one sentence on
+stderr.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from proto import VERSION, engine_address
 
 from . import config
+
+if TYPE_CHECKING:
+    from proto import engine_pb2 as pb
+
+    from .engine_client import EngineClient
+
+Answer = TypeVar("Answer")
 
 _EPILOG = """\
 Settings come from the command line, then the environment (HEADRACE_<NAME>, and ORCH_URL, ORCH_SECRET, CAPABILITY_*,
@@ -84,6 +92,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     config.add_arguments(models)
     models.set_defaults(run=_ai_models)
+
+    check = commands.add_parser(
+        "check",
+        help="say what is wrong with a workflow",
+        description="Check a workflow, in ComfyUI's API format or as its editor saves it, on the engine that runs; "
+        "without one an engine is started for the check. Exit code 0: it runs, 1: it does not, 2: it could not be "
+        "checked.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
+    check.add_argument("workflow", metavar="FILE", help="the workflow; - reads it from standard input")
+    nodes = commands.add_parser(
+        "nodes",
+        help="list the node classes of the engine's ComfyUI",
+        description="List the node classes of the engine's ComfyUI; of a single one, everything about it.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
+    nodes.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="only classes that begin so")
+    for question, run in ((check, _check), (nodes, _nodes)):
+        question.add_argument("--json", action="store_true", help="print JSON")
+        question.add_argument("--config", metavar="FILE", help="settings file (default: headrace.toml)")
+        question.add_argument("--engine", dest="engine_addresses", metavar="ADDRESS", help="ask this engine")
+        question.set_defaults(run=run)
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
@@ -187,6 +219,84 @@ def _ai_models(arguments: argparse.Namespace) -> int:
 
     print(json.dumps(ai_models.entries(_settings(arguments)), indent=2))
     return 0
+
+
+#: For a check: ComfyUI lists its model folders anew, which may lie on a slow disk.
+_ANSWER_S = 60.0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from . import findings as report
+
+    try:
+        name = arguments.workflow
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        return _refuse(f"{arguments.workflow} cannot be read: {exc}")
+    if not text.strip():
+        return _refuse(f"{arguments.workflow} is empty")
+    answer = _ask(arguments, lambda engine: engine.check(text, _ANSWER_S))
+    if isinstance(answer, str):
+        return _refuse(answer)
+    found, comfyui = answer
+    if arguments.json:
+        print(json.dumps(report.as_json(found, comfyui), indent=2, ensure_ascii=False))
+    else:
+        print(report.as_text("workflow" if name == "-" else Path(name).name, found, comfyui))
+    return 1 if any(map(report.is_error, found)) else 0
+
+
+def _nodes(arguments: argparse.Namespace) -> int:
+    from . import findings as report
+
+    answer = _ask(arguments, lambda engine: engine.nodes(arguments.prefix, _ANSWER_S))
+    if isinstance(answer, str):
+        return _refuse(answer)
+    known, _ = answer
+    exact = [node for node in known if node.class_type == arguments.prefix]
+    known = exact or known
+    if arguments.json:
+        print(json.dumps(report.nodes_json(known), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(report.node_lines(known)) or f"no class begins with {arguments.prefix!r}")
+    return 0 if known else 1
+
+
+def _ask(
+    arguments: argparse.Namespace, question: Callable[[EngineClient], Awaitable[Answer]]
+) -> tuple[Answer, pb.ComfyUI] | str:
+    """An engine's answer, with its ComfyUI; or the sentence that says why there is none."""
+    import asyncio
+
+    from proto import engine_pb2 as pb
+
+    from .errors import HeadraceError
+    from .localnet.programs import embedded_comfyui
+    from .localnet.progress import Progress
+    from .nearby_engine import nearby_engine
+    from .supervise import CannotStart
+
+    settings = _settings(arguments)
+    environment = dict(os.environ)  # handed on as it is, made independent of the current directory
+    environment["COMFYUI_DIR"] = environment.get("COMFYUI_DIR") or embedded_comfyui()
+    file = arguments.config or environment.get("HEADRACE_CONFIG") or "headrace.toml"
+    if Path(file).is_file():
+        environment["HEADRACE_CONFIG"] = str(Path(file).absolute())
+
+    async def ask() -> tuple[Answer, pb.ComfyUI]:
+        async with nearby_engine(settings.engine_addresses, environment, Progress(sys.stderr)) as engine:
+            answer = await question(engine)
+            return answer, engine.info.comfyui if engine.info is not None else pb.ComfyUI()
+
+    try:
+        return asyncio.run(ask())
+    except (HeadraceError, CannotStart) as exc:
+        return str(exc)
+
+
+def _refuse(sentence: str) -> int:
+    print(f"headrace: {sentence}", file=sys.stderr)
+    return 2
 
 
 def _version(arguments: argparse.Namespace) -> int:

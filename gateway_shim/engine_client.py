@@ -218,6 +218,10 @@ class EngineClient:
         while self.state not in (EngineState.ABSENT, EngineState.DEAD):
             await self._changed.wait()
 
+    async def changed(self) -> None:
+        """Wait until the engine was looked at again; `state` may be what it was."""
+        await self._changed.wait()
+
     def _become(self, state: EngineState) -> None:
         if state is not self.state:
             logger.info("engine %s: %s -> %s", self.address, self.state, state)
@@ -300,10 +304,25 @@ class EngineClient:
         except grpc.aio.AioRpcError as exc:
             raise error_from(exc) from exc
 
-    async def check(self, workflow: Mapping[str, Any], timeout_s: float = RPC_TIMEOUT_S) -> list[pb.Finding]:
-        """Findings for a workflow; empty when it runs on this engine."""
-        request = pb.CheckWorkflowRequest(workflow_json=json.dumps(workflow))
+    async def check(self, workflow: Mapping[str, Any] | str, timeout_s: float = RPC_TIMEOUT_S) -> list[pb.Finding]:
+        """Findings for a workflow, or a text that should hold one; empty when it runs on this engine."""
+        text = workflow if isinstance(workflow, str) else json.dumps(workflow)
+        request = pb.CheckWorkflowRequest(workflow_json=text)
         return list((await self._call("CheckWorkflow", request, timeout_s)).findings)
+
+    async def converted(self, workflow: Mapping[str, Any]) -> dict[str, Any]:
+        """The prompt that the engine makes of what ComfyUI's editor saves. Raises WorkflowRefused for none."""
+        request = pb.CheckWorkflowRequest(workflow_json=json.dumps(workflow))
+        answer = await self._call("CheckWorkflow", request, RPC_TIMEOUT_S)
+        if not answer.workflow_json:
+            raise WorkflowRefused("the engine makes no prompt of this workflow; send ComfyUI's API format")
+        prompt: dict[str, Any] = json.loads(answer.workflow_json)
+        return prompt
+
+    async def nodes(self, prefix: str, timeout_s: float = RPC_TIMEOUT_S) -> list[pb.NodeDefinition]:
+        """Definitions of the classes whose name begins with ``prefix``."""
+        request = pb.ListNodesRequest(class_prefix=prefix)
+        return list((await self._call("ListNodes", request, timeout_s)).nodes)
 
     async def update(self, request: pb.UpdateSessionRequest, timeout_s: float) -> pb.UpdateSessionResponse:
         answer: pb.UpdateSessionResponse = await self._call("UpdateSession", request, timeout_s)

@@ -14,9 +14,8 @@ import re
 import sys
 import threading
 import time
-import uuid
 import warnings
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,16 +24,18 @@ import torch
 from . import stubs
 from .comfy_log import Quiet
 from .device import DeviceInfo, chosen, describe
+from .examination import Examiner
 from .executor_runner import ExecutorRunner
 from .io_nodes import NODE_CLASSES
+from .models import marked_listings, with_folders
 from .plan import PlanRunner
 from .plan_choice import Choice, ChoosingRunner
 from .plan_parts import MODULES, Parts
+from .policy import Policy
 from .runner import Runner
 from .schema import NodeDefinition, definition_of
 from .side_loading import SideLoading
-from .validation import check, check_choices, translated
-from .workflow import Finding, Prompt, Severity, WorkflowError, finding
+from .workflow import Finding, Prompt, Severity, WorkflowError
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class ComfyHost:
 
     version: its own. definitions: of every node class, by class_type. failed_packs: node files and packs that did not
     import. stand_ins: packages that were absent and are stubbed. on_progress: called with (done, total, node_id) from
-    inside a node, on the executor thread; it must return at once.
+    inside a node, on the executor thread; it must return at once. policy: which classes workflows may use.
     """
 
     _loaded: ComfyHost | None = None
@@ -103,6 +104,7 @@ class ComfyHost:
         self.stand_ins: tuple[str, ...] = ()
         self.on_progress: Callable[[int, int, str], None] | None = None
         self.side_loading: SideLoading
+        self.policy = Policy()
         self._loop = loop
         self._thread = threading.get_ident()
 
@@ -195,6 +197,10 @@ class ComfyHost:
         self._execution: Any = importlib.import_module("execution")
         self._nodes: Any = importlib.import_module("nodes")
         self.parts = Parts(self.version, {name: importlib.import_module(name) for name in MODULES}, self._loop)
+        self._folder_paths: Any = importlib.import_module("folder_paths")
+        self._examiner = Examiner(
+            self._execution, self._nodes, self._folder_paths, self.directory, self._leaves_choices_open
+        )
         with self._recording_failures() as failed:
             self._loop.run_until_complete(
                 self._nodes.init_extra_nodes(init_custom_nodes=custom_nodes, init_api_nodes=False)
@@ -236,7 +242,9 @@ class ComfyHost:
         definitions = dict(self.definitions)
         for class_type, node_class in classes.items():
             try:
-                definitions[class_type] = definition_of(node_class, class_type, names.get(class_type))
+                with marked_listings(self._folder_paths) as listings:
+                    definition = definition_of(node_class, class_type, names.get(class_type))
+                definitions[class_type] = with_folders(definition, listings)
             except Exception as exc:  # INPUT_TYPES is the pack's code
                 logger.warning("node class %s cannot be described: %s: %s", class_type, type(exc).__name__, exc)
                 refused.append(class_type)
@@ -269,26 +277,17 @@ class ComfyHost:
         return self.checked(prompt)[1]
 
     def checked(self, prompt: Prompt) -> tuple[Prompt, list[Finding]]:
-        """A copy with its values as ComfyUI converts them ("512" for an INT becomes 512), and the findings.
-
-        ComfyUI's own validation stops at an unknown class or output, so those are looked for first.
-        """
+        """See ``Examiner.examine``."""
         self.require_thread()
-        copy = {node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in prompt.items()}
-        findings = check(prompt, self.definitions)
-        if any(item.severity is Severity.ERROR for item in findings):
-            return copy, findings
-        valid, error, _, node_errors = self._loop.run_until_complete(
-            self._execution.validate_prompt(str(uuid.uuid4()), copy, None)
-        )
-        for node_id in prompt:
-            if self._leaves_choices_open(self._nodes.NODE_CLASS_MAPPINGS[prompt[node_id]["class_type"]]):
-                findings.extend(check_choices(prompt, node_id, self.definitions))
-        for node_id, errors in node_errors.items():
-            findings.extend(translated(prompt, node_id, self.definitions, item) for item in errors["errors"])
-        if not valid and not node_errors:
-            findings.append(finding("refused_by_comfyui", f"{error['message']} {error['details']}".strip()))
-        return copy, findings
+        return self._examiner.examine(prompt, self.definitions, self.policy, self._loop)
+
+    def look_for_models(self, class_types: Iterable[str]) -> None:
+        """Describe those of the classes again that name model files: files may have come and gone."""
+        self.require_thread()
+        known = {name: self.definitions[name] for name in class_types if name in self.definitions}
+        loaders = [name for name, item in known.items() if any(field.folder for field in item.inputs)]
+        if loaders:
+            self.add_nodes({name: self._nodes.NODE_CLASS_MAPPINGS[name] for name in loaders})
 
     def require_valid(self, prompt: Prompt) -> Prompt:
         """The copy of ``checked``. Raises WorkflowError with everything that is wrong."""

@@ -70,15 +70,17 @@ def check_ends(prompt: Prompt) -> list[Finding]:
     return findings
 
 
-def make_live(prompt: Prompt) -> Prompt:
+def make_live(prompt: Prompt, *, every_file: bool = False) -> Prompt:
     """Replace the live ends' classes, in place.
 
+    every_file: take every LoadImage for a live input, for a check that has said already that this is not clear.
     Ids, titles and links stay, so that overrides and remarks about a node still find it.
     """
     files = [node_id for node_id, node in prompt.items() if node["class_type"] == FILE_IMAGE_INPUT]
     primary = any(node["class_type"] == PRIMARY_INPUT for node in prompt.values())
+    live_files = files if not primary and (every_file or len(files) == 1) else []
     for node_id, node in prompt.items():
-        if node["class_type"] == PRIMARY_INPUT or (not primary and files == [node_id]):
+        if node["class_type"] == PRIMARY_INPUT or node_id in live_files:
             node["class_type"], node["inputs"] = LIVE_IMAGE_INPUT, {}
         elif node["class_type"] in FILE_IMAGE_OUTPUTS:
             node["class_type"] = LIVE_IMAGE_OUTPUT

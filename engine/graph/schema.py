@@ -24,6 +24,8 @@ class InputDefinition:
     """One input. Fields as in ``engine.proto``; ``default_json`` is empty when there is no default.
 
     ``choices`` are those of a COMBO, each a JSON value. ``force_input``: a socket in the editor, literals still work.
+    ``control``: the editor puts a widget behind it that says how the value changes after each run.
+    ``folder``: the choices are the files of this model folder (a name of ComfyUI's, such as "checkpoints").
     """
 
     name: str
@@ -38,6 +40,8 @@ class InputDefinition:
     tooltip: str = ""
     force_input: bool = False
     lazy: bool = False
+    control: bool = False
+    folder: str = ""
 
     @property
     def types(self) -> frozenset[str]:
@@ -128,6 +132,8 @@ def _input(name: str, declaration: Any, *, required: bool) -> InputDefinition:
     elif kind == COMBO:
         choices = options.get("options") or ()
     type_name = COMBO if isinstance(kind, list | tuple) else _type_name(kind)
+    # A seed has the editor's control unless its class says otherwise.
+    control = options.get("control_after_generate", type_name == "INT" and name in ("seed", "noise_seed"))
     numeric = not {"INT", "FLOAT"}.isdisjoint(type_name.split(","))
     return InputDefinition(
         name=name,
@@ -142,6 +148,8 @@ def _input(name: str, declaration: Any, *, required: bool) -> InputDefinition:
         tooltip=_text(options.get("tooltip", "")),
         force_input=bool(options.get("forceInput", False)),
         lazy=bool(options.get("lazy", False)),
+        control=bool(control),
+        folder=_text(getattr(choices, "folder", "")),
     )
 
 

@@ -1,36 +1,45 @@
-"""Workflows as they arrive: ComfyUI's API format, checked and given a live input and output.
+"""Workflows as they arrive, in ComfyUI's API format or as its editor saves them, given a live input and output.
 
 An API-format prompt maps node ids to ``{"class_type", "inputs", "_meta"}``; a link is ``[node_id, output_index]``.
 ComfyStream's rules (protocol.md 5.3) decide which nodes are the live ends. Everything that can be said without node
-definitions is said here, all of it at once; what needs them is said by ``schema`` and by ComfyUI itself.
+definitions is said here, all of it at once; what needs them is said by ``validation`` and by ComfyUI itself.
 """
 
 from __future__ import annotations
 
-import graphlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from .editor import is_drawing, to_prompt
 from .findings import Finding, Prompt, Severity, WorkflowError, any_of, did_you_mean, finding, title_of
+from .links import Circle, check_links, circles, find_cycle, is_link
 from .live_ends import LIVE_IMAGE_INPUT, LIVE_IMAGE_OUTPUT, check_ends, make_live
+from .schema import Definitions
 
 __all__ = [
     "MAX_NODES",
     "PASS_THROUGH",
+    "Circle",
     "Finding",
     "Prompt",
+    "Reading",
     "Severity",
     "Workflow",
     "WorkflowError",
+    "any_of",
     "check_links",
+    "circles",
+    "decode",
     "did_you_mean",
     "find_cycle",
     "finding",
+    "is_drawing",
     "is_link",
     "is_pass_through",
     "parse",
+    "read",
     "title_of",
 ]
 
@@ -88,46 +97,45 @@ def is_pass_through(prompt: Mapping[str, Mapping[str, Any]]) -> bool:
     )
 
 
-def is_link(value: Any) -> bool:
-    """ComfyUI's own rule, except that an output index is an integer and nothing else."""
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and isinstance(value[1], int)
-        and not isinstance(value[1], bool)
-    )
+@dataclass(frozen=True)
+class Reading:
+    """What a document says. ``prompt`` is what of it can be checked further, its live ends in place: all of it unless
+    a finding is an error, nothing (None) when it is no workflow at all."""
+
+    prompt: Prompt | None
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def is_sound(self) -> bool:
+        return not any(item.severity is Severity.ERROR for item in self.findings)
+
+    def workflow(self) -> Workflow:
+        """Raises WorkflowError with every finding if one is an error."""
+        if self.prompt is None or not self.is_sound:
+            raise WorkflowError(self.findings)
+        return Workflow(self.prompt, self.findings)
 
 
 def parse(source: str | bytes | Mapping[str, Any] | None, *, max_nodes: int = MAX_NODES) -> Workflow:
-    """Read a workflow and make its ends live. ``None`` and blank text give pass-through; ``source`` stays untouched.
+    """Read a workflow in API format and make its ends live. ``None`` and blank text give pass-through.
 
-    Raises WorkflowError with every finding.
+    ``source`` stays untouched. Raises WorkflowError with every finding.
     """
+    return read(decode(source), max_nodes=max_nodes).workflow()
+
+
+def decode(source: str | bytes | Mapping[str, Any] | None) -> Any:
+    """The document that a text holds; pass-through for none. Raises WorkflowError if the text is not JSON."""
     if source is None or (isinstance(source, str | bytes) and not source.strip()):
-        return Workflow(_own({node_id: dict(node) for node_id, node in PASS_THROUGH.items()}))
-    document = _decode(source) if isinstance(source, str | bytes) else source
-    findings = _check_shape(document, max_nodes)
-    if findings:
-        raise WorkflowError(findings)
-    try:
-        prompt = _own(document)
-    except RecursionError:
-        raise WorkflowError(
-            [finding("not_json", "an input's value is nested too deeply", "make it flatter")]
-        ) from None
-    findings = [*check_links(prompt), *check_ends(prompt)]
-    if any(item.severity is Severity.ERROR for item in findings):
-        raise WorkflowError(findings)
-    return Workflow(make_live(prompt), tuple(findings))
+        return PASS_THROUGH
+    if not isinstance(source, str | bytes):
+        return source
 
-
-def _decode(text: str | bytes) -> Any:
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(source, parse_constant=refuse)
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as exc:  # JSONDecodeError and UnicodeDecodeError included
@@ -135,14 +143,47 @@ def _decode(text: str | bytes) -> Any:
     raise WorkflowError([finding("not_json", f"the workflow is not JSON: {reason}", "send ComfyUI's API format")])
 
 
-def _own(document: Mapping[str, Any]) -> Prompt:
+def read(document: Any, *, max_nodes: int = MAX_NODES, definitions: Definitions | None = None) -> Reading:
+    """Read a decoded document and make its ends live, as far as that goes; it stays untouched.
+
+    definitions: of the loaded ComfyUI's nodes; a document of the editor needs them.
+    """
+    findings: list[Finding] = []
+    known: Collection[str] = ()
+    try:
+        if is_drawing(document) and definitions is not None:
+            prompt, findings = to_prompt(document, definitions, max_nodes=max_nodes)
+            known = {item.node_id for item in findings}  # what could not be converted is there all the same
+            if not prompt and not findings:
+                findings = [finding("empty_workflow", "the workflow has no node that runs", "switch nodes on")]
+        else:
+            findings = _check_document(document, max_nodes)
+            if findings:
+                return Reading(None, tuple(findings))
+            known = document.keys()
+            prompt = {}
+            for node_id, node in document.items():
+                wrong = _check_node(document, node_id, node)
+                findings += wrong
+                if not wrong:
+                    prompt[node_id] = _own_node(node)
+    except RecursionError:
+        deep = finding("not_json", "an input's value is nested too deeply", "make it flatter")
+        return Reading(None, (deep,))
+    if not prompt:
+        return Reading(None, tuple(findings))
+    findings += check_links(prompt, known)
+    ends = check_ends(prompt)
+    sound = not any(item.severity is Severity.ERROR for item in ends)
+    return Reading(make_live(prompt, every_file=not sound), (*findings, *ends))
+
+
+def _own_node(node: Mapping[str, Any]) -> dict[str, Any]:
     """A copy with the fields that count. The rest must not travel: the executor takes ``is_changed`` of a node for
     its own note and would never run the node again."""
-    return {
-        node_id: {"class_type": node["class_type"], "inputs": _copy(node.get("inputs", {}))}
-        | ({"_meta": {"title": title_of(node)}} if title_of(node) else {})
-        for node_id, node in document.items()
-    }
+    title = title_of(node)
+    copy = {"class_type": node["class_type"], "inputs": _copy(node.get("inputs", {}))}
+    return copy | ({"_meta": {"title": title}} if title else {})
 
 
 def _copy(value: Any) -> Any:
@@ -153,15 +194,15 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def _check_shape(document: Any, max_nodes: int) -> list[Finding]:
+def _check_document(document: Any, max_nodes: int) -> list[Finding]:
     if not isinstance(document, Mapping):
         return [finding("not_a_workflow", "the workflow is not a JSON object", "send ComfyUI's API format")]
-    if isinstance(document.get("nodes"), list):
+    if is_drawing(document):
         return [
             finding(
                 "ui_format",
-                "this is the graph editor's own format, which holds a drawing rather than a prompt",
-                "export it in API format (in ComfyUI: Workflow, Export (API))",
+                "this is the editor's own format, which can be read only with the node definitions of a ComfyUI",
+                "export it in API format (in ComfyUI: Workflow, Export (API)), or give the engine a ComfyUI",
             )
         ]
     if not document:
@@ -174,7 +215,7 @@ def _check_shape(document: Any, max_nodes: int) -> list[Finding]:
                 "make it smaller",
             )
         ]
-    return [problem for node_id, node in document.items() for problem in _check_node(document, node_id, node)]
+    return []
 
 
 def _check_node(document: Mapping[str, Any], node_id: Any, node: Any) -> list[Finding]:
@@ -197,39 +238,3 @@ def _kind(value: Any) -> str:
         return "null"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)
-
-
-def check_links(prompt: Prompt) -> list[Finding]:
-    """Every list among the inputs is a link to a node that exists, and no node feeds itself."""
-    findings: list[Finding] = []
-    for node_id, node in prompt.items():
-        for name, value in node["inputs"].items():
-            if not isinstance(value, list):
-                continue
-            if not is_link(value) or value[1] < 0:
-                message = f"{json.dumps(value, default=str)[:80]} is not a link"
-                remedy = 'write ["node id", output index], or {"__value__": [...]} for a list that is a value'
-                findings.append(finding("bad_link", message, remedy, prompt=prompt, node_id=node_id, input=name))
-            elif value[0] not in prompt:
-                near = did_you_mean(value[0], prompt)
-                remedy = f"did you mean {any_of(near)}?" if near else "add the node or link to another"
-                message = f"links to node {value[0]!r}, which does not exist"
-                findings.append(finding("unknown_link", message, remedy, prompt=prompt, node_id=node_id, input=name))
-    cycle = find_cycle(prompt)
-    if cycle:
-        message = f"nodes {' -> '.join(cycle)} feed each other in a circle"
-        findings.append(finding("cycle", message, "cut one of these links", prompt=prompt, node_id=cycle[0]))
-    return findings
-
-
-def find_cycle(prompt: Prompt) -> list[str]:
-    """Ids along one circle of links, the first id again at the end; empty when there is none."""
-    feeds = {
-        node_id: [value[0] for value in node["inputs"].values() if is_link(value) and value[0] in prompt]
-        for node_id, node in prompt.items()
-    }
-    try:
-        graphlib.TopologicalSorter(feeds).prepare()
-    except graphlib.CycleError as exc:
-        return list(exc.args[1])
-    return []

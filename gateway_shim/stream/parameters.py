@@ -14,7 +14,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from proto import engine_pb2 as pb
@@ -28,6 +28,7 @@ from ..errors import (
     VersionConflict,
     WorkflowRefused,
 )
+from ..keys import is_document
 from ..params import Update
 from .workflow import PASS_THROUGH, merged, raise_for_findings
 
@@ -121,6 +122,9 @@ class Parameters:
         self._version_base = self.version - engine_version
         self._engine_version = engine_version
         self.refused = None
+        if is_document(self.prompt):  # updates are for the prompt that the engine made of it
+            self._stale = True
+            self._wake.set()
 
     def heard(self) -> None:
         """The engine says that it works on an update."""
@@ -179,6 +183,8 @@ class Parameters:
                 if self._stale:
                     await self._read_back()
                 while self._waiting:
+                    if is_document(self.prompt):
+                        await self._read_back()
                     await self._serve(self._next_batch())
         finally:
             self._closed = True
@@ -257,8 +263,12 @@ class Parameters:
             self._silence = None
         if not first.dry_run:
             self._engine_version = answer.version
-            for waiting in batch:
-                self._merge(waiting.update)
+            if workflow is not None and is_document(workflow):
+                self.prompt = copy.deepcopy(workflow)
+                await self._read_back()
+            else:
+                for waiting in batch:
+                    self._merge(waiting.update)
         effective = answer.effective_pts if answer.HasField("effective_pts") else None
         return UpdateResult(self._version_base + answer.version, effective)
 
@@ -270,7 +280,7 @@ class Parameters:
             raise NotReady("the engine is loading or being restarted; send the update again")
         ahead = self.prompt
         for waiting in batch:
-            ahead = merged(ahead, waiting.update)
+            ahead = await self._changed(engine, ahead, waiting.update)
         raise_for_findings(await engine.check(ahead))
         if batch[0].dry_run:
             return UpdateResult(self.version, None)
@@ -281,6 +291,14 @@ class Parameters:
     def _merge(self, update: Update) -> None:
         """Keep what was accepted, for the next session after an engine's death."""
         self.prompt = merged(self.prompt, update)
+
+    @staticmethod
+    async def _changed(engine: EngineClient, prompt: dict[str, Any], update: Update) -> dict[str, Any]:
+        """As ``merged``; what ComfyUI's editor saves has no inputs to change before the engine has converted it."""
+        workflow = prompt if update.workflow is None else update.workflow
+        if is_document(workflow) and update.overrides:
+            workflow = await engine.converted(workflow)
+        return merged(workflow, replace(update, workflow=None))
 
     async def _replace_refused(self, waiting: _Waiting) -> UpdateResult:
         """A whole workflow in place of one that never ran."""
@@ -295,8 +313,9 @@ class Parameters:
         if engine is None:
             raise NotReady("the engine is loading or being restarted; send the workflow again")
         raise_for_findings(await engine.check(waiting.update.workflow))
+        changed = await self._changed(engine, waiting.update.workflow, waiting.update)
         if not waiting.dry_run:
-            self._merge(waiting.update)
+            self.prompt = changed
             self.refused = None
             self.replaced.set()
         return UpdateResult(self.version, None)

@@ -80,10 +80,7 @@ def test_values_are_taken_as_comfyui_converts_them(host):
     assert checked["blend"]["inputs"]["blend_factor"] == 0.25
 
 
-def test_a_node_that_writes_files_is_a_warning(host):
-    prompt = changed() | {"file": {"class_type": "SaveAnimatedWEBP", "inputs": {"images": ["live", 0]}}}
-    prompt["file"]["inputs"] |= {
-        "filename_prefix": "x", "fps": 6.0, "lossless": True, "quality": 80, "method": "default",
-    }  # fmt: skip
+def test_a_node_that_runs_for_its_own_effect_is_a_warning(host):
+    prompt = changed() | {"show": {"class_type": "PreviewAny", "inputs": {"source": ["live", 0]}}}
     (finding,) = host.validate(prompt)
-    assert (finding.severity, finding.code, finding.node_id) == (Severity.WARNING, "foreign_output", "file")
+    assert (finding.severity, finding.code, finding.node_id) == (Severity.WARNING, "foreign_output", "show")
