@@ -253,8 +253,8 @@ class ComfyHost:
         return refused
 
     @property
-    def classes(self) -> Mapping[str, type]:
-        """Every node class by class_type."""
+    def classes(self) -> dict[str, type]:
+        """Every node class by class_type: ComfyUI's own mapping."""
         return self._nodes.NODE_CLASS_MAPPINGS  # type: ignore[no-any-return]
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:

@@ -15,8 +15,11 @@ pytest.register_assert_rewrite("tests.comfy.lives")
 
 
 @pytest.fixture
-def host() -> ComfyHost:
-    """On this thread, even if another test had it on its own meanwhile; boots with the first test that asks."""
+def host() -> Iterator[ComfyHost]:
+    """On this thread, even if another test had it on its own meanwhile; boots with the first test that asks.
+
+    Node classes that a test adds go with it.
+    """
     directory = read().comfyui_dir
     if directory is None:
         reason = "there is no ComfyUI: run `make comfyui` or set COMFYUI_DIR"
@@ -24,8 +27,12 @@ def host() -> ComfyHost:
             pytest.fail(reason)
         pytest.skip(reason)
     host = ComfyHost.load(directory)
+    classes, definitions = dict(host.classes), dict(host.definitions)
     assert not host.add_nodes(fakes.CLASSES)
-    return host
+    yield host
+    host.classes.clear()
+    host.classes.update(classes)
+    host.definitions = definitions
 
 
 @pytest.fixture(params=["executor", "plan", "auto"])

@@ -9,19 +9,22 @@ from hypothesis import strategies as st
 
 from .lives import Frame, assert_alike, changed, executor_test_nodes, life, node
 
+#: ComfyUI's own test nodes by name, once loaded.
+PACK = {}
+
 
 @pytest.fixture
 def lab(host):
     """The host with the nodes of ``graph_nodes`` and ComfyUI's own test nodes."""
+    import nodes
+
     from .graph_nodes import CLASSES
 
-    if "TestLazyMixImages" not in host.definitions:
-        import nodes
-
+    if not PACK:
+        before = dict(nodes.NODE_CLASS_MAPPINGS)
         assert host.run(nodes.load_custom_node(str(executor_test_nodes(host))))
-        names = [name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith(("Stub", "Test"))]
-        assert not host.add_nodes({name: nodes.NODE_CLASS_MAPPINGS[name] for name in names})
-    assert not host.add_nodes(CLASSES)
+        PACK.update({name: cls for name, cls in nodes.NODE_CLASS_MAPPINGS.items() if name not in before})
+    assert not host.add_nodes({**PACK, **CLASSES})
     return host
 
 
