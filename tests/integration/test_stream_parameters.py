@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -125,8 +124,13 @@ async def test_title_of_two_nodes_is_no_name(net: Network, stream: LiveStream) -
 
 
 async def test_body_of_fifteen_mebibytes(net: Network, stream: LiveStream) -> None:
-    body = io.BytesIO(json.dumps({"5": {"mode": "x" * (15 << 20)}}).encode())
-    async with net.http.post(net.shim.url + "/stream/params", data=body) as response:
+    body = json.dumps({"5": {"mode": "x" * (15 << 20)}}).encode()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(body), 1 << 18):
+            yield body[at : at + (1 << 18)]
+
+    async with net.http.post(net.shim.url + "/stream/params", data=pieces()) as response:
         assert (response.status, (await response.json())["version"]) == (200, 2)
     event = await stream.event("params_updated")
     assert set(event["params"]) == {"omitted_bytes"}, "an event is no place for it"
