@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import settings
 
-
 # A busy machine makes any example slow; pytest's own timeout bounds a test that hangs.
 settings.register_profile("headrace", deadline=None)
 settings.load_profile("headrace")
