@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 # The gateway sends it every 10 s (go-livepeer server/ai_live_video.go). Only exactly this is no update.
 KEEP_ALIVE: Final = {"keep": "alive"}
-MESSAGE_LIMIT_BYTES: Final = 10 << 20  # what an orchestrator lets through on the HTTP way of the same update
+MESSAGE_LIMIT_BYTES: Final = 16 << 20  # as much as the HTTP way takes (config.BODY_LIMIT_BYTES)
 COMPLAINT_S: Final = 1.0
 
 
