@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import platform
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from .audio import Sound
 from .config import Settings
+from .graph.device import DeviceInfo, cpu_device
 from .graph.schema import NodeDefinition
 from .graph.workflow import Finding, Prompt, Workflow
 from .wire import VideoFormat
@@ -137,20 +135,6 @@ class ComfyInfo:
     failed_packs: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
-    """Memory in bytes, utilization in percent; 0 where it is unknown."""
-
-    type: str = "cpu"
-    name: str = ""
-    uuid: str = ""
-    memory_total_bytes: int = 0
-    memory_free_bytes: int = 0
-    compute: tuple[int, int] = (0, 0)
-    utilization_compute: float = 0.0
-    utilization_memory: float = 0.0
-
-
 class Backend(Protocol):
     """The graph layer as a whole. Called on the executor thread, except ``device`` and ``interrupt`` (any thread)."""
 
@@ -198,27 +182,6 @@ class PassThrough:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def cpu_device() -> DeviceInfo:
-    """This machine's processor, from ``/proc``."""
-    memory = {}
-    with contextlib.suppress(OSError), open("/proc/meminfo") as lines:
-        memory = dict(line.split(":", 1) for line in lines if ":" in line)
-
-    def size(name: str) -> int:
-        return int(memory.get(name, "0 kB").split()[0]) * 1024
-
-    return DeviceInfo("cpu", _cpu_name(), "", size("MemTotal"), size("MemAvailable"))
-
-
-@functools.cache
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 class LazyBackend:

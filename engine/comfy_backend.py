@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import time
@@ -20,7 +19,6 @@ from .backend import (
     Aside,
     Building,
     ComfyInfo,
-    DeviceInfo,
     FrameIn,
     GraphFailed,
     LoadFailed,
@@ -34,6 +32,7 @@ from .config import Settings
 from .executor import settle_heap
 from .graph import overrides as graph_overrides
 from .graph.comfy import ComfyHost, ComfyUnavailable
+from .graph.device import DeviceInfo
 from .graph.policy import Policy
 from .graph.runner import NodeFailed, Runner, TickInput, TickInterrupted, TickOutput
 from .graph.schema import NodeDefinition
@@ -219,7 +218,7 @@ class ComfyBackend:
         return ComfyInfo(host.version, len(host.definitions), host.failed_packs)
 
     def device(self) -> DeviceInfo:
-        return DeviceInfo(*dataclasses.astuple(self._loaded.device))
+        return self._loaded.device
 
     def definitions(self) -> Sequence[NodeDefinition]:
         return list(self._loaded.definitions.values())

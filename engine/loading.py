@@ -13,9 +13,10 @@ from typing import Final
 
 from proto import engine_pb2 as pb
 
-from .backend import HOW_TO_GET_COMFYUI, Backend, ComfyInfo, LoadFailed, Report, Stage, cpu_device
+from .backend import HOW_TO_GET_COMFYUI, Backend, ComfyInfo, LoadFailed, Report, Stage
 from .errors import NotReady, Stopping, WorkflowRefused
 from .executor import Executor, settle_heap
+from .graph.device import cpu_device
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import functools
 import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,27 @@ class DeviceInfo:
     utilization_memory: float = 0.0
 
 
+def cpu_device() -> DeviceInfo:
+    """This machine's processor, from ``/proc``."""
+    memory = {}
+    with contextlib.suppress(OSError), open("/proc/meminfo") as lines:
+        memory = dict(line.split(":", 1) for line in lines if ":" in line)
+
+    def size(name: str) -> int:
+        return int(memory.get(name, "0 kB").split()[0]) * 1024
+
+    return DeviceInfo("cpu", _cpu_name(), "", size("MemTotal"), size("MemAvailable"))
+
+
+@functools.cache
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
 def chosen(device: str) -> torch.device:
     """What a setting ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here. Raises ValueError if it is not there."""
     import torch
@@ -43,12 +65,7 @@ def chosen(device: str) -> torch.device:
 def describe(device: torch.device) -> DeviceInfo:
     """The device of the moment; safe on any thread, and cheap on the CPU."""
     if device.type != "cuda":
-        page = os.sysconf("SC_PAGE_SIZE")
-        return DeviceInfo(
-            name=platform.processor() or platform.machine(),
-            memory_total_bytes=os.sysconf("SC_PHYS_PAGES") * page,
-            memory_free_bytes=os.sysconf("SC_AVPHYS_PAGES") * page,
-        )
+        return cpu_device()
     import torch
 
     properties = torch.cuda.get_device_properties(device)
@@ -60,10 +77,15 @@ def describe(device: torch.device) -> DeviceInfo:
     return DeviceInfo(
         type="cuda",
         name=properties.name,
-        uuid=str(getattr(properties, "uuid", "")),
+        uuid=_uuid(str(getattr(properties, "uuid", ""))),
         memory_total_bytes=total,
         memory_free_bytes=free,
         compute=(properties.major, properties.minor),
         utilization_compute=busy,
         utilization_memory=memory_busy,
     )
+
+
+def _uuid(bare: str) -> str:
+    """As NVIDIA's tools and orchestrators write it (protocol.md 4.3); torch leaves the prefix out."""
+    return f"GPU-{bare}" if bare and not bare.startswith(("GPU-", "MIG-")) else bare
