@@ -135,6 +135,10 @@ class Session:
 
     def accept(self, frames: Sequence[pb.Frame]) -> None:
         """Take frames in; those that cannot run are answered at once."""
+        if self._closed:  # the call ends, and these were on their way
+            self.counters.received += len(frames)
+            self.counters.dropped_other += len(frames)
+            return
         refused: list[pb.FrameResult] = []
         credits = 0
         arrived = self._clock()
@@ -199,7 +203,10 @@ class Session:
         return len(self._waiting) + (len(self._running.frames) if self._running is not None else 0)
 
     def take(self) -> Run | None:
-        """The oldest frames that are still worth it, at most ``max_batch``; None: there are none."""
+        """The oldest frames that are still worth it, at most ``max_batch``; None: there are none, or it is closed."""
+        if self._closed:
+            return None
+        run: Run | None = None
         if self._sound is not None:
             self._follow(self._sound)
             if self._sound.is_pace:
@@ -219,12 +226,12 @@ class Session:
             waiting_us.append(waited_us)
         sound = self._sound.take() if self._sound is not None and (frames or self._sound.is_pace) else None
         if frames or sound is not None:
-            self._running = Run(self.parameters.current, frames, waiting_us, sound)
+            run = self._running = Run(self.parameters.current, frames, waiting_us, sound)
         if late:
             self._credits += len(late)
             self._answer(late, len(late))
         self._end_if_drained()
-        return self._running
+        return run
 
     def _follow(self, feed: SoundFeed) -> None:
         """Serve the parameters in force, and say so if their ends are others."""

@@ -73,7 +73,8 @@ async def test_starts_without_an_engine_reports_loading_and_stops_on_sigterm(tmp
         async with http.get(url + "/health") as response:
             assert await response.json() == {"status": "LOADING"}
         assert time.monotonic() - began < START_S
-        async with http.post(url + "/stream/start", json={"gateway_request_id": "a"}) as response:
+        start = {"gateway_request_id": "a", "events_url": "http://127.0.0.1:1/ai/trickle/a-events"}
+        async with http.post(url + "/stream/start", json=start) as response:
             assert (response.status, (await response.json())["code"]) == (503, "not_ready")
         async with http.get(url + "/hardware/info") as response:
             assert (await response.json())["gpu_info"] == {}

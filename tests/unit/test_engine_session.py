@@ -158,3 +158,26 @@ def test_budget_counts_age_and_waiting() -> None:
     assert run is not None
     assert [frame.frame_id for frame in run.frames] == [2]
     assert session.counters.dropped_late == 1
+
+
+def test_frames_that_come_after_the_end_are_counted_and_run_nowhere() -> None:
+    # Once they ran without an end: the session's last run stayed "running", and the scheduler took it again for ever.
+    session = Session("s", VIDEO, Parameters({}, FakeGraph(), lambda _: None), Outbox())
+    session.opened(pb.SessionOpened(session_id="s"))
+    session.close()
+    session.accept([pb.Frame(frame_id=1, planes=PLANES)])
+    assert session.take() is None
+    assert not session.has_waiting()
+    assert (session.counters.received, session.counters.dropped_other, session.in_flight) == (1, 1, 0)
+
+
+def test_a_run_that_outlives_its_session_is_not_taken_again() -> None:
+    session = Session("s", VIDEO, Parameters({}, FakeGraph(), lambda _: None), Outbox())
+    session.opened(pb.SessionOpened(session_id="s"))
+    session.accept([pb.Frame(frame_id=1, planes=PLANES)])
+    run = session.take()
+    assert run is not None
+    assert session.take() is None, "a batch is taken once"
+    session.close()
+    session.finish(run, RunResult([PictureOut(PLANES, 4, 2)]))
+    assert session.take() is None
