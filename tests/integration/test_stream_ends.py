@@ -171,7 +171,7 @@ async def test_lost_segment_is_followed_by_another_at_once(tmp_path: Path) -> No
         status = await stream.event("stream_stopped")
     lost = 150 - len(received.numbers)
     assert 0 < lost < 30, "less than the rest of the segment"
-    assert status["frames"]["published"] <= 150
+    assert status["frames"]["published"] < 150, "the ledger does not count what no channel took"
 
 
 async def test_stop_whose_body_never_comes_stops(tmp_path: Path) -> None:
