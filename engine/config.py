@@ -9,6 +9,7 @@ import argparse
 import ipaddress
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -159,7 +160,22 @@ class Settings:
 
 def read(argv: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Settings:
     """The settings in force. Raises SettingsError; argparse ends the process for ``--help`` and unknown arguments."""
-    environ = os.environ if environ is None else environ
+    return _read(argv, os.environ if environ is None else environ)[0]
+
+
+def describe(environ: Mapping[str, str] | None = None) -> list[tuple[str, str, str]]:
+    """(name, value, where it came from) of every setting without a command line. Raises SettingsError."""
+    settings, sources = _read((), os.environ if environ is None else environ)
+    rows = []
+    for option in fields(Settings):
+        value = getattr(settings, option.name)
+        text = ",".join(value) if isinstance(value, tuple) else "none" if value is None else str(value)
+        rows.append((option.name, text, sources.get(option.name, "default")))
+    return rows
+
+
+def _read(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
+    """The settings, and the source of each that is not a default."""
     parser = argparse.ArgumentParser(prog="python -m engine", description="The headrace engine.")
     parser.add_argument("--config", metavar="PATH", help="a headrace.toml (default: ./headrace.toml if there is one)")
     for option in fields(Settings):
@@ -169,6 +185,7 @@ def read(argv: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> 
     arguments = vars(parser.parse_args(argv))
     table, file_name = _table(arguments.pop("config") or environ.get("HEADRACE_CONFIG"))
     values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for option in fields(Settings):
         variable = option.metadata["env"] or f"HEADRACE_ENGINE_{option.name.upper()}"
         if arguments[option.name] is not None:
@@ -181,6 +198,7 @@ def read(argv: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> 
             continue
         try:
             values[option.name] = option.metadata["parse"](raw)
+            sources[option.name] = source
         except ValueError as exc:
             raise SettingsError(f"{source} is {str(raw)!r}: {exc}") from None
     if "address" not in values:
@@ -193,7 +211,7 @@ def read(argv: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> 
             f"address is {settings.address!r}: frames would travel unprotected and anyone could run workflows here; "
             "use a Unix socket or a loopback address, or give --insecure-tcp"
         )
-    return settings
+    return settings, sources
 
 
 def _default_address(environ: Mapping[str, str]) -> str:
@@ -235,3 +253,19 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def main() -> int:
+    """``python -m engine.config``: what `headrace config` shows of the engine, a setting a line, tabs between."""
+    try:
+        rows = describe()
+    except SettingsError as exc:
+        print(f"engine: {exc}", file=sys.stderr)  # noqa: T201
+        return 2
+    for row in rows:
+        print(*row, sep="\t")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -206,12 +207,27 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> int:
-    rows = config.describe(_settings(arguments))
-    width = max(len(row.name) for row in rows)
-    value_width = max(len(row.value) for row in rows)
-    for row in rows:
-        print(f"{row.name:{width}}  {row.value:{value_width}}  {row.source}")
+    settings = _settings(arguments)
+    tables = {"shim": [(row.name, row.value, row.source) for row in config.describe(settings)]}
+    if _engines(settings):
+        tables["engine"] = _engine_settings(arguments, settings)
+    rows = [row for table in tables.values() for row in table]
+    width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for number, (name, table) in enumerate(tables.items()):
+        print("\n" * bool(number) + f"[{name}]")
+        for setting, value, source in table:
+            print(f"{setting:{width}}  {value:{value_width}}  {source}")
     return 0
+
+
+def _engine_settings(arguments: argparse.Namespace, settings: config.Settings) -> list[tuple[str, str, str]]:
+    """Asked of the engine's own code, which this program never imports; for the first engine of `headrace up`."""
+    environment = dict(os.environ) | _given(arguments) | {"HEADRACE_RUN_DIR": str(settings.run_dir)}
+    command = [sys.executable, "-P", "-m", "engine.config"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise config.SettingsError([done.stderr.strip()])
+    return [(name, value, source) for name, value, source in (line.split("\t") for line in done.stdout.splitlines())]
 
 
 def _ai_models(arguments: argparse.Namespace) -> int:

@@ -105,7 +105,7 @@ def settings_page() -> str:
         "Written by `make settings` from `gateway_shim/config.py` and `engine/config.py`.",
         "",
         "Each comes from the first place that has it: command line, environment, `headrace.toml`, default. A",
-        "variable that is set but empty counts as not set. `headrace config` prints what the shim makes of them.",
+        "variable that is set but empty counts as not set. `headrace config` prints what both programs make of them.",
         "",
         "## Shim: `headrace up --NAME`, table `[shim]`",
         "",

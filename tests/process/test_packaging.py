@@ -196,7 +196,9 @@ def test_command_line_of_the_wheel(installed: Path, tmp_path: Path):
     command = installed.parent / "headrace"
     version = run(command, "version", cwd=tmp_path, **environment).strip()
     assert version.count(".") == 2
-    assert "listen_port" in run(command, "config", cwd=tmp_path, **environment)
+    shown = run(command, "config", cwd=tmp_path, **environment, HEADRACE_ENGINE_DEVICE="cuda:1")
+    assert "listen_port" in shown
+    assert ["device", "cuda:1", "HEADRACE_ENGINE_DEVICE"] in [line.split() for line in shown.splitlines()]
     assert '"live-video-to-video"' in run(command, "ai-models", cwd=tmp_path, **environment)
     done = subprocess.run(
         [command, "demo"], cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=60
