@@ -17,20 +17,22 @@
 
 #define HR_INLINE static inline __attribute__((always_inline))
 
-/* What one call writes from which on streaming stores pay. The kernel alone, cold buffers: streaming is faster at
- * every size (512x512 float32, 3 MiB: 1.1 against 1.35 times the limit). With the consumer counted that reads the
- * image next: normal stores win at 512x512 (0.08 against 0.19 ms in a pool that stays in the cache, 0.19 against
- * 0.21 cold), and streaming from 720p on (1.45 against 2 to 3 ms at 1080p) unless one buffer alone is used again
- * and again. */
-#define HR_STREAM_BYTES ((size_t)4 << 20)
+/* What one call writes from which on streaming stores pay. The kernel alone, cold buffers, ratio to the limit at
+ * 512x512 (3 MiB): streaming 1.07 (AVX2) and 1.05 (AVX-512), normal stores 1.43 and 1.36, of which 1.13 is the limit
+ * of normal stores themselves. With what follows counted in (conversion, a node or none, conversion back; pool of two
+ * images, a codec at work on the other core, a frame each 10 ms) streaming costs the same or less at 512x512: 0.35
+ * against 0.36 ms without a node, 0.56 against 0.55 with one (AVX-512), 0.36 against 0.40 and 0.58 against 0.58
+ * (AVX2). Only frames back to back with nothing beside them find a warm pool, and then lose 0.03 to 0.08 ms of 0.11 to
+ * 0.27. Below 2 MiB an image fits beside its successor into the second-level cache of newer CPUs. */
+#define HR_STREAM_BYTES ((size_t)2 << 20)
 
 /* Columns that the way back takes at a time: the scratch for their chroma is 16 KiB, half of a small L1 cache. */
 #define HR_TILE 4096
 
 /* How far ahead of the loops their memory is asked for. A picture is four or five interleaved streams, which the
  * hardware's own prefetch follows badly. Cold buffers, ratio to the limit without it and with it: forward at 720p
- * AVX2 1.33 and 1.05, AVX-512 1.17 and 1.05; at 512x512, where normal stores make it ask for the output too, 1.75
- * and 1.4, 1.4 and 1.3. 1 KiB is worse, 4 KiB equal; one row at a time with the chroma in a scratch is no better
+ * AVX2 1.33 and 1.05, AVX-512 1.17 and 1.05; with normal stores, which make it ask for the output too, 1.75 and 1.4,
+ * 1.4 and 1.3 at 512x512. 1 KiB is worse, 4 KiB equal; one row at a time with the chroma in a scratch is no better
  * than pairs of rows. On the way back it takes 15 to 20 % off AVX2. */
 #define HR_AHEAD 2048
 
