@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import av
+
 from .ledger import Outcome
 from .mailbox import Entry
 from .pacing import TICKS
@@ -15,11 +17,9 @@ HOLD_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One picture to encode. ``planes``: I420 without padding, of ``width`` x ``height`` pixels."""
+    """One picture to encode. ``frame``: yuv420p of even size; a repeated one comes again and again."""
 
-    planes: bytes
-    width: int
-    height: int
+    frame: av.VideoFrame
     pts: int
     repeated: bool
 
@@ -29,16 +29,15 @@ class Fallback:
 
     def __init__(self, hold_s: float = HOLD_S) -> None:
         self._hold_ticks = round(hold_s * TICKS)
-        self._last: tuple[bytes, int, int] | None = None
+        self._last: av.VideoFrame | None = None
         self._last_pts = 0
 
     def choose(self, entry: Entry) -> Shown:
         """The picture for a frame that has an outcome."""
         if entry.outcome is Outcome.PROCESSED:
-            picture = entry.result
-            self._last = (picture.planes, picture.width, picture.height)
-            self._last_pts = entry.pts
-            return Shown(picture.planes, picture.width, picture.height, entry.pts, repeated=False)
+            assert entry.result is not None
+            self._last, self._last_pts = entry.result, entry.pts
+            return Shown(entry.result, entry.pts, repeated=False)
         if self._last is not None and entry.pts - self._last_pts < self._hold_ticks:
-            return Shown(*self._last, entry.pts, repeated=True)
-        return Shown(entry.planes, entry.width, entry.height, entry.pts, repeated=False)
+            return Shown(self._last, entry.pts, repeated=True)
+        return Shown(entry.frame, entry.pts, repeated=False)

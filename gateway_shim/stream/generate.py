@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from ..media.colour import Colour
-from ..media.planes import planes_size
+from ..media.planes import frame_of, planes_size
 from .intake import Decoded
 from .ledger import Rate
 from .pacing import TICKS
@@ -40,13 +40,13 @@ class Generator:
     async def run(self) -> None:
         """pts are the time since the beginning."""
         loop = asyncio.get_running_loop()
-        width, height = self._size
-        planes = bytes([_GREY]) * planes_size(width, height)
+        width, height = (side & ~1 for side in self._size)
+        frame = frame_of(bytes([_GREY]) * planes_size(width, height), width, height)  # nobody writes into it
         began = due = loop.time()
         while True:
             self.last_input_at = loop.time()
             self.rate.tick()
-            await self._on_picture(Decoded(planes, width, height, round((due - began) * TICKS), Colour()))
+            await self._on_picture(Decoded(frame, round((due - began) * TICKS), Colour()))
             due += 1 / (self.max_framerate or DEFAULT_FRAMERATE)
             if loop.time() - due > MAX_BEHIND_S:
                 due = loop.time()

@@ -16,6 +16,7 @@ from proto import engine_pb2 as pb
 
 from ..engine_client import EngineClient, EngineSession, first_ready, pick
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
+from ..media.planes import frame_of, planes_of
 from .engine_sound import FORMAT, EngineSound
 from .events import Events
 from .ledger import Outcome, Rate
@@ -323,7 +324,14 @@ class Inference:
     def _settle(self, result: pb.FrameResult) -> None:
         match result.WhichOneof("outcome"):
             case "picture":
-                self._mailbox.resolve(result.frame_id, Outcome.PROCESSED, "", result.picture)
+                picture = result.picture
+                try:
+                    frame = frame_of(picture.planes, picture.width, picture.height)
+                except ValueError as exc:
+                    self._mailbox.resolve(result.frame_id, Outcome.FAILED, "bad_picture")
+                    self._failed("bad_picture", f"the engine's picture cannot be shown: {exc}")
+                    return
+                self._mailbox.resolve(result.frame_id, Outcome.PROCESSED, "", frame)
                 if not self.ever_processed:
                     self.ever_processed = True
                     logger.info("stream %s: first processed picture", self._stream_id)
@@ -391,11 +399,10 @@ async def _until_gone(engine: EngineClient) -> None:
 
 
 def _frame(entry: Entry, now: float, budget_s: float) -> pb.Frame:
-    # One copy of the planes into the message, one into gRPC's buffer (hot-path.md section 4).
     return pb.Frame(
         frame_id=entry.frame_id,
         pts=entry.pts,
-        planes=entry.planes,
+        planes=planes_of(entry.frame),
         # Measured against the due time, not the arrival: the last frame of a burst has waited long and is not late.
         age_ms=max(0, round((budget_s - (entry.due - now)) * 1000)),
     )

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import av
+
 from ..media.decode import Colour, Decoder, DecoderSettings, Picture, Sound
 from ..media.fit import Fitter
-from ..media.planes import planes_of
 from ..media.ts import AccessUnit, TsReader
 from ..trickle.subscriber import Subscriber
 from .ledger import Rate
@@ -26,11 +27,12 @@ UNITS_PER_HOP = 8
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One picture, ready for the engine and for the encoder. ``planes``: I420 without padding; pts as it came."""
+    """One picture, ready for the engine and for the encoder; pts as it came.
 
-    planes: bytes
-    width: int
-    height: int
+    ``frame``: yuv420p of even size. Its samples belong to the decoder, for which they are references: read-only.
+    """
+
+    frame: av.VideoFrame
     pts: int
     colour: Colour
 
@@ -126,7 +128,7 @@ class Intake:
             if isinstance(frame, Sound):
                 ready.append(frame)
             elif self._is_due(frame.pts):
-                ready.append(self._copy_out(frame))
+                ready.append(self._fitted(frame))
             else:
                 self.skipped_by_rate += 1
         return ready
@@ -145,10 +147,8 @@ class Intake:
         self._due_pts += interval
         return True
 
-    def _copy_out(self, picture: Picture) -> Decoded:
+    def _fitted(self, picture: Picture) -> Decoded:
         if self._fitter is None:
             width, height = self._size or (picture.width, picture.height)
             self._fitter = Fitter(width & ~1, height & ~1, picture.colour)
-        frame = self._fitter.fit(picture.frame)
-        # The only copy of the pixels on this side: out of the decoder's padded buffers, which are freed at once.
-        return Decoded(planes_of(frame), frame.width, frame.height, picture.pts, picture.colour)
+        return Decoded(self._fitter.fit(picture.frame), picture.pts, picture.colour)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+
+import av
 
 from ..media.colour import Colour
 from .ledger import Outcome
@@ -20,15 +21,13 @@ class Entry:
 
     frame_id: int
     pts: int  # output pts, 90 kHz
-    planes: bytes  # I420 without padding; what the engine gets and what a pass-through publishes
-    width: int
-    height: int
+    frame: av.VideoFrame  # yuv420p of even size, samples read-only; what a pass-through publishes
     colour: Colour
     arrived_at: float  # loop time at which its last byte was decoded
     due: float  # loop time at which something must go out for it
     outcome: Outcome | None = None
     reason: str = ""
-    result: Any = None  # pb.Picture when processed
+    result: av.VideoFrame | None = None  # the graph's picture when processed
 
 
 class Mailbox:
@@ -101,7 +100,9 @@ class Mailbox:
             self._arrived.clear()
             await self._arrived.wait()
 
-    def resolve(self, frame_id: int, outcome: Outcome, reason: str = "", result: Any = None) -> Entry | None:
+    def resolve(
+        self, frame_id: int, outcome: Outcome, reason: str = "", result: av.VideoFrame | None = None
+    ) -> Entry | None:
         """Record the engine's answer; None when the frame is gone or has an outcome (the answer came too late)."""
         entry = self._by_id.get(frame_id)
         if entry is None or entry.outcome is not None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..media.decode import Sound
 from ..media.encode import Chunk, Encoder, EncoderSettings
-from ..media.planes import frame_of
 from ..trickle.publisher import OutgoingSegment, Publisher
 from ..trickle.wire import ChannelClosed, ChannelError
 from .audio import StreamSound
@@ -122,8 +121,7 @@ class Output:
     def _encode(self, entry: Entry, shown: Shown) -> list[Chunk]:
         if self._encoder is None:
             self._encoder = Encoder(self._settings(entry, self._has_audio()))
-        chunks: list[Chunk] = self._encoder.video(frame_of(shown.planes, shown.width, shown.height), shown.pts)
-        return chunks
+        return self._encoder.video(shown.frame, shown.pts)
 
     def _encode_sound(self, blocks: list[Sound]) -> list[Chunk]:
         if self._encoder is None:

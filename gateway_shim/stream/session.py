@@ -311,15 +311,13 @@ class StreamSession:
             return
         self._last_pts = pts
         if self._size is None or self._next_frame_id == 0:
-            self._size = (decoded.width, decoded.height)
+            self._size = (decoded.frame.width, decoded.frame.height)
             self._inference.set_format(*self._size, _colour(decoded.colour))
         self._mailbox.put(
             Entry(
                 frame_id=self._next_frame_id,
                 pts=pts,
-                planes=decoded.planes,
-                width=decoded.width,
-                height=decoded.height,
+                frame=decoded.frame,
                 colour=decoded.colour,
                 arrived_at=now,
                 due=self._pacer.due(pts, now),
@@ -346,9 +344,9 @@ class StreamSession:
 
     def _encoder_settings(self, entry: Entry, has_audio: bool) -> EncoderSettings:
         # The first picture that goes out fixes the size; a graph that scales decides it if the engine was ready.
-        width, height = entry.width, entry.height
+        width, height = entry.frame.width, entry.frame.height
         if self.request.width is None:
-            if entry.outcome is Outcome.PROCESSED:
+            if entry.result is not None:
                 width, height = entry.result.width, entry.result.height
             elif self._inference.picture_size is not None:
                 width, height = self._inference.picture_size

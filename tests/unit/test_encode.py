@@ -15,6 +15,7 @@ from gateway_shim.localnet.numbered import sound as sound_samples
 from gateway_shim.media.colour import Colour
 from gateway_shim.media.encode import Chunk, Encoder, EncoderSettings, default_bit_rate
 from gateway_shim.media.fit import Fitter, cover
+from gateway_shim.media.planes import frame_of, planes_of
 from gateway_shim.media.ts import TsReader
 from tests.fakes.media_clips import audio, bursts, decoded, numbers, pictures, sounds, steps, units_of, video
 
@@ -65,6 +66,27 @@ def test_every_picture_has_its_stamp_and_its_place() -> None:
         (number * 3000, number * 3000) for number in range(150)
     ]
     assert numbers(decoded(units)) == list(range(150))
+
+
+def test_decoder_s_own_frames_are_encoded_however_long_they_wait() -> None:
+    # As many as wait for the graph at most; the decoder goes on meanwhile and keeps them as references.
+    waiting = pictures(decoded(units_of(joined(clip(60, sound=False)))))
+    again = encoder()
+    chunks = [chunk for shown in waiting for chunk in again.video(shown.frame, shown.pts)]
+    units = units_of(joined(chunks + again.flush()))
+    assert [unit.pts for unit in units] == [number * 3000 for number in range(60)]
+    assert numbers(decoded(units)) == list(range(60))
+    assert [read_number(luma_of(shown.frame)) for shown in waiting] == list(range(60)), "their samples are as they were"
+
+
+def test_one_frame_may_be_shown_again_and_again() -> None:
+    encode, repeated = encoder(segment_s=1.0), frame_of(planes_of(picture(7, WIDTH, HEIGHT)), WIDTH, HEIGHT)
+    chunks = []
+    for number in range(40):
+        chunks += encode.video(repeated if number % 2 else picture(number, WIDTH, HEIGHT), number * 3000)
+    units = units_of(joined(chunks + encode.flush()))
+    assert [unit.pts for unit in units] == [number * 3000 for number in range(40)]
+    assert numbers(decoded(units)) == [7 if number % 2 else number for number in range(40)]
 
 
 def test_bytes_of_a_unit_come_in_its_call() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, replace
 
+import av
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,16 +24,12 @@ class Block:
     pts: int
 
 
-@dataclass
-class Picture:
-    planes: bytes = b"processed"
-    width: int = 2
-    height: int = 2
+SOURCE, PROCESSED = av.VideoFrame(4, 4, "yuv420p"), av.VideoFrame(2, 2, "yuv420p")
 
 
 def entry(frame_id: int, *, due: float = 1e9, pts: int | None = None) -> Entry:
     pts = frame_id * FRAME if pts is None else pts
-    return Entry(frame_id, pts, b"source", 4, 4, Colour(), 0.0, due)
+    return Entry(frame_id, pts, SOURCE, Colour(), 0.0, due)
 
 
 # ---- pacing
@@ -111,17 +108,17 @@ def test_sound_waiting_for_a_picture_that_never_comes_is_bounded() -> None:
 def test_a_late_frame_repeats_the_last_picture_then_passes_through() -> None:
     fallback = Fallback(0.5)
     good = entry(0)
-    good.outcome, good.result = Outcome.PROCESSED, Picture()
+    good.outcome, good.result = Outcome.PROCESSED, PROCESSED
     late = [entry(number) for number in range(1, 30)]
     for each in late:
         each.outcome = Outcome.DROPPED
-    assert fallback.choose(late[0]).planes == b"source", "nothing to repeat yet"
-    assert fallback.choose(good).planes == b"processed"
+    assert fallback.choose(late[0]).frame is SOURCE, "nothing to repeat yet"
+    assert fallback.choose(good).frame is PROCESSED
     shown = [fallback.choose(each) for each in late]
     assert [each.pts for each in shown] == [each.pts for each in late]
     assert [each.repeated for each in shown] == [True] * 14 + [False] * 15, "half a second at 30 fps"
-    assert shown[13].planes == b"processed"
-    assert shown[14].planes == b"source"
+    assert shown[13].frame is PROCESSED
+    assert shown[14].frame is SOURCE
 
 
 # ---- mailbox
