@@ -76,7 +76,7 @@ def test_decoder_s_own_frames_are_encoded_however_long_they_wait() -> None:
     units = units_of(joined(chunks + again.flush()))
     assert [unit.pts for unit in units] == [number * 3000 for number in range(60)]
     assert numbers(decoded(units)) == list(range(60))
-    assert [read_number(luma_of(shown.frame)) for shown in waiting] == list(range(60)), "their samples are as they were"
+    assert [read_number(luma_of(shown.frame)) for shown in waiting] == list(range(60)), "written to"
 
 
 def test_one_frame_may_be_shown_again_and_again() -> None:
