@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
@@ -75,6 +76,7 @@ def main() -> int:
         print(f"engine: {exc}", file=sys.stderr)  # noqa: T201
         return 2
     logs.set_up(settings)
+    faulthandler.enable()  # a crash in native code says where: it is all that is left of the process
     try:
         ended = asyncio.run(serve(settings))
     except (StartRefused, unix_socket.PlaceTaken) as exc:

@@ -54,6 +54,11 @@ class Builder:
         self._in_use = in_use
         self._steps: set[asyncio.Future[Any]] = set()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a step of a build is under way."""
+        return bool(self._steps)
+
     def cancel(self) -> None:
         """Cancel the steps of builds that have not begun."""
         for step in self._steps:

@@ -71,7 +71,7 @@ def _graph_failures() -> Iterator[None]:
     try:
         yield
     except NodeFailed as exc:
-        code = "out_of_memory" if exc.exception.endswith("OutOfMemoryError") else "node_failed"
+        code = "out_of_memory" if exc.exception.endswith("MemoryError") else "node_failed"
         raise GraphFailed(
             exc.message, code=code, node_id=exc.node_id, class_type=exc.class_type, exception=exc.exception
         ) from exc

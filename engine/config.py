@@ -141,6 +141,13 @@ class Settings:
     max_height: int = _option(_whole(2, 16384), "pixels of the highest input", 4096)
     # ComfyStream's largest workflow has 26 nodes.
     max_workflow_nodes: int = _option(_whole(1, 10000), "nodes of the largest workflow", 512)
+    # Four seconds and supervisord's five between two looks at it: within ten a stuck graph is gone.
+    run_limit_s: float = _option(
+        _seconds,
+        "seconds that a run of a graph may take, if ten times its longest so far are less, before the watchdog "
+        "restarts the engine; 0: any time",
+        4.0,
+    )
     # Below the 10 s after which supervisor kills (stopwaitsecs).
     grace_s: float = _option(_seconds, "seconds that sessions and a running graph get at the end", 5.0)
     allow_nodes: tuple[str, ...] = _option(

@@ -38,8 +38,10 @@ from .loading import Loading, LoadState
 from .logs import current_session
 from .outbox import Outbox
 from .parameters import Parameters, links_of
+from .run_clock import RunClock
 from .scheduler import Scheduler
-from .session import Session
+from .session import Run, Session
+from .starts import Starts
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,9 @@ class Engine:
         self.settings = settings
         self.started_at_ms = int(time.time() * 1000)
         self.sessions: dict[str, Session] = {}
-        self._loading = Loading(backend, settings.comfyui_dir, on_settled)
+        path = settings.socket_path
+        starts = Starts(path.with_suffix(".starts") if path is not None else None)
+        self._loading = Loading(backend, settings.comfyui_dir, on_settled, starts)
         self._executor = Executor()
         self._loader = Executor("loader")
         self._scheduler = Scheduler(self._executor.submit)
@@ -132,6 +136,17 @@ class Engine:
         known = await self._executor.submit(backend.definitions)
         return [definition for definition in known if definition.class_type.startswith(prefix)]
 
+    @property
+    def preparing(self) -> bool:
+        """Whether ComfyUI or a workflow is being loaded, by code that may hold the interpreter for seconds."""
+        return self._loading.state is LoadState.LOADING or self._builder.busy
+
+    @property
+    def run_clock(self) -> RunClock | None:
+        """Of the run that has, or waits for, the executor thread."""
+        running = self._scheduler.running
+        return running.clock if isinstance(running, Run) else None
+
     async def check(self, workflow_json: str) -> tuple[list[Finding], Prompt | None]:
         """Everything that is wrong with a workflow, and the prompt that would run. Raises NotReady while ComfyUI
         loads."""
@@ -172,6 +187,7 @@ class Engine:
             outbox,
             latency_budget_ms=request.latency_budget_ms,
             max_batch=request.max_batch,
+            run_limit_s=self.settings.run_limit_s,
             sound=SoundFeed(audio, has_video=bool(video.width), latency_budget_ms=request.latency_budget_ms)
             if audio is not None
             else None,

@@ -17,6 +17,7 @@ from .backend import HOW_TO_GET_COMFYUI, Backend, ComfyInfo, LoadFailed, Report,
 from .errors import NotReady, Stopping, WorkflowRefused
 from .executor import Executor, settle_heap
 from .graph.device import cpu_device
+from .starts import Starts
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,18 @@ class Loading:
     """State of the backend; ``run`` moves it on, once. ``on_settled`` is called when it has come to an end."""
 
     def __init__(
-        self, backend: Backend | None, directory: Path | None, on_settled: Callable[[LoadState], None]
+        self,
+        backend: Backend | None,
+        directory: Path | None,
+        on_settled: Callable[[LoadState], None],
+        starts: Starts | None = None,
     ) -> None:
         self.backend = backend
         self.state = LoadState.LOADING if backend is not None else LoadState.ABSENT
         self.problem = "" if backend is not None else "there is no ComfyUI here"
         self._directory = directory
+        self._starts = starts or Starts(None)
+        self._waiting = ""  # why the load has not begun
         self._info = ComfyInfo()
         self._on_settled = on_settled
         self._settled = asyncio.Event()
@@ -56,6 +63,7 @@ class Loading:
         if self.backend is None:
             logger.info("only pass-through runs: %s", self.detail)
         else:
+            await self._not_too_often()
             began = time.monotonic()
             try:
                 self._info = await executor.submit(self.backend.load)
@@ -68,18 +76,29 @@ class Loading:
             else:
                 self.state = LoadState.READY
                 logger.info("ready for workflows after %.1f s", time.monotonic() - began)
+        self._starts.done()
         self._settled.set()
         self._on_settled(self.state)
 
+    async def _not_too_often(self) -> None:
+        """A load that kills the process must not keep the machine busy with nothing else."""
+        deaths, pause_s = self._starts.begin()
+        if pause_s:
+            self._waiting = f"ComfyUI's load ended {deaths} processes in a row; the next try is in {pause_s:.0f} s"
+            logger.warning("%s", self._waiting)
+            await asyncio.sleep(pause_s)
+            self._waiting = ""
+
     def stop(self) -> None:
         """Whoever waits gets Stopping."""
+        self._starts.done()
         self._stopped = True
         self._settled.set()
 
     @property
     def detail(self) -> str:
         """What is wrong and what to do; empty while nothing is."""
-        return f"{self.problem}; {HOW_TO_GET_COMFYUI}" if self.problem else ""
+        return f"{self.problem}; {HOW_TO_GET_COMFYUI}" if self.problem else self._waiting
 
     def ready(self) -> Backend:
         """The loaded backend. Raises NotReady while it loads, WorkflowRefused when there is none."""
@@ -92,7 +111,7 @@ class Loading:
     async def wait(self, report: Report) -> Backend:
         """As ``ready``, after the load's end."""
         while self.state is LoadState.LOADING and not self._stopped:
-            report(Stage("loading", "ComfyUI is loading"))
+            report(Stage("loading", self._waiting or "ComfyUI is loading"))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._settled.wait(), PROGRESS_INTERVAL_S)
         if self._stopped:

@@ -70,6 +70,7 @@ class Scheduler:
         self._submit = submit
         self._ready: deque[Source[Any]] = deque()
         self._running: Source[Any] | None = None
+        self.running: Batch | None = None  # on the executor thread, or next there; its session may have ended
         self._wakeup = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -130,12 +131,15 @@ class Scheduler:
             source.finish(batch, result)
 
     async def _on_executor(self, source: Source[Any], batch: Batch) -> None:
+        self.running = batch
         try:
             result = await self._submit(batch.run)
         except Exception as exc:  # any node may raise anything: its frames fail, everybody else goes on
             source.fail(batch, self._failure(exc))
         else:
             source.finish(batch, result)
+        finally:
+            self.running = None
 
     def _failure(self, error: Exception) -> GraphFailed:
         if isinstance(error, GraphFailed):

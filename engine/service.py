@@ -126,7 +126,11 @@ class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # ge
 
     @_refusing
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:
-        return pb.ListSessionsResponse(sessions=[session.state() for session in self._engine.sessions.values()])
+        states = [session.state() for session in self._engine.sessions.values()]
+        answer = pb.ListSessionsResponse(sessions=states, preparing=self._engine.preparing)
+        if (clock := self._engine.run_clock) is not None:
+            answer.run_ms, answer.run_limit_ms = clock.run_ms, clock.limit_ms
+        return answer
 
     @_refusing
     async def ProfileSession(self, request: pb.ProfileSessionRequest, context: Any) -> pb.SessionProfile:

@@ -22,6 +22,7 @@ from .ends import opened_message, same_ends
 from .errors import EngineError, NoSuchSession
 from .outbox import Outbox
 from .parameters import Parameters, Revision
+from .run_clock import RunClock
 from .wire import VideoFormat
 
 logger = logging.getLogger(__name__)
@@ -33,9 +34,6 @@ PIPELINE_FRAMES: Final = 2
 
 #: Frames of one run at most; a larger wish is cut to this. 16 frames of 1080p are 400 MB as float32 RGB.
 MAX_BATCH: Final = 16
-
-#: Runs over which ``graph_ms_mean`` is taken.
-MEAN_RUNS: Final = 64
 
 
 @dataclass(slots=True)
@@ -54,6 +52,7 @@ class Run:
     revision: Revision
     frames: Sequence[FrameIn]
     waiting_us: Sequence[int]
+    clock: RunClock
     sound: Sound | None = None
 
     @property
@@ -68,6 +67,7 @@ class Run:
         return self.sound.pts
 
     def run(self) -> RunResult:
+        self.clock.begin(self.revision)
         graph, prompt = self.revision.graph, self.revision.prompt
         return graph.run(prompt, self.frames) if self.sound is None else graph.run(prompt, self.frames, self.sound)
 
@@ -96,6 +96,7 @@ class Session:
         latency_budget_ms: int = 0,
         max_batch: int = 1,
         sound: SoundFeed | None = None,
+        run_limit_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.session_id = session_id
@@ -117,7 +118,7 @@ class Session:
         self._ended = False
         self._failing = False
         self._closed = False
-        self._graph_ms: deque[float] = deque(maxlen=MEAN_RUNS)
+        self._runs = RunClock(run_limit_s, clock)
         self._sound = sound
         self._told: pb.SessionOpened | None = None  # what the client knows of the workflow's ends
         self._told_of: Revision | None = None
@@ -226,7 +227,7 @@ class Session:
             waiting_us.append(waited_us)
         sound = self._sound.take() if self._sound is not None and (frames or self._sound.is_pace) else None
         if frames or sound is not None:
-            run = self._running = Run(self.parameters.current, frames, waiting_us, sound)
+            run = self._running = Run(self.parameters.current, frames, waiting_us, self._runs, sound)
         if late:
             self._credits += len(late)
             self._answer(late, len(late))
@@ -261,7 +262,7 @@ class Session:
             return
         self._running = None
         self._failing = False
-        self._graph_ms.append(result.graph_us / 1000)
+        self._runs.end(result.graph_us)
         version = run.revision.version
         results = []
         for index, frame in enumerate(run.frames):
@@ -304,6 +305,7 @@ class Session:
         if self._closed:
             return
         self._running = None
+        self._runs.end()
         fault = self._fault(
             error.code, error.message, error.node_id, error.class_type, error.exception, run.revision.version
         )
@@ -366,7 +368,7 @@ class Session:
             frames_dropped_other=counters.dropped_other,
             frames_in_flight=self.in_flight,
             last_fault=self.last_fault,
-            graph_ms_mean=sum(self._graph_ms) / len(self._graph_ms) if self._graph_ms else 0.0,
+            graph_ms_mean=self._runs.mean_ms,
         )
 
     def _answer(self, results: Sequence[pb.FrameResult], credits: int) -> None:

@@ -85,6 +85,15 @@ class Settings:
             "HEADRACE_ENGINES",
         ),
     )
+    # With supervisord's five seconds between two looks, and the second in which it starts another: within ten.
+    engine_silence_s: float = field(
+        default=3.0,
+        metadata=option(
+            "silence of a ready engine after which the watchdog restarts it",
+            read.seconds(0.1, 3600),
+            "seconds, 0.1 to 3600",
+        ),
+    )
     capacity: int = field(
         default=1,
         metadata=option("streams at once", read.integer(1, 64), "a whole number from 1 to 64", "CAPABILITY_CAPACITY"),

@@ -23,6 +23,8 @@ from grpc_status import rpc_status
 from proto import MAX_MESSAGE_BYTES, WIRE_VERSION, engine_pb2_grpc
 from proto import engine_pb2 as pb
 
+from . import deaths
+from .deaths import Death
 from .errors import (
     EngineGone,
     HeadraceError,
@@ -55,6 +57,8 @@ CHANNEL_OPTIONS = [
 RETRY_S = 0.25  # between two looks at an engine that does not answer
 RPC_TIMEOUT_S = 5.0
 INFO_EVERY_S = 10.0  # device memory and failed packs change while it runs
+#: For an engine that a stream suspects: what its event loop needs, many times over.
+SUSPECT_TIMEOUT_S = 2.0
 
 
 class EngineState(StrEnum):
@@ -190,6 +194,7 @@ class EngineClient:
         self._complaint = ""  # what is wrong with an engine that does answer
         self._on_change = on_change
         self._changed = asyncio.Event()
+        self._suspected = asyncio.Event()
         self._channel: grpc.aio.Channel
         self._stub: Any
         self._watcher: asyncio.Task[None]
@@ -222,6 +227,25 @@ class EngineClient:
         """Wait until the engine was looked at again; `state` may be what it was."""
         await self._changed.wait()
 
+    def suspect(self) -> None:
+        """A stream waits for it in vain: look at once whether it still answers. It is DEAD if it does not."""
+        self._suspected.set()
+
+    @property
+    def death(self) -> Death | None:
+        """How its process ended last, if the watchdog of this machine knows."""
+        return deaths.read(self.address)
+
+    def as_json(self) -> dict[str, Any]:
+        death = self.death
+        return {
+            "address": self.address,
+            "state": self.state.name,
+            "reason": self.reason,
+            "restarts": self.restarts,
+            "last_end": death.as_json() if death is not None else None,
+        }
+
     def _become(self, state: EngineState) -> None:
         if state is not self.state:
             logger.info("engine %s: %s -> %s", self.address, self.state, state)
@@ -253,12 +277,20 @@ class EngineClient:
     async def _follow(self, call: Any) -> None:
         """Follow the health of a living engine until it goes away."""
         read: asyncio.Task[Any] | None = None
+        suspicion: asyncio.Task[Any] | None = None
+        self._suspected.clear()
         try:
             while True:
                 read = read or asyncio.create_task(call.read(), name=f"health {self.address}")
-                done, _ = await asyncio.wait({read}, timeout=INFO_EVERY_S)
-                if not done:
-                    await self._refresh_info()
+                suspicion = suspicion or asyncio.create_task(self._suspected.wait(), name=f"suspect {self.address}")
+                done, _ = await asyncio.wait(
+                    {read, suspicion}, timeout=INFO_EVERY_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if read not in done:
+                    await self._refresh_info(SUSPECT_TIMEOUT_S if done else RPC_TIMEOUT_S)
+                    if done:
+                        self._suspected.clear()
+                        suspicion = None
                     continue
                 answer = read.result()
                 read = None
@@ -267,10 +299,11 @@ class EngineClient:
                 await self._refresh_info()
                 self._become(self._state_of(answer.status))
         finally:
-            if read is not None:
-                read.cancel()
-                with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
-                    await read
+            for task in (read, suspicion):
+                if task is not None:
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
+                        await task
 
     def _state_of(self, health: int) -> EngineState:
         if health != health_pb2.HealthCheckResponse.SERVING:
@@ -281,12 +314,12 @@ class EngineClient:
     @property
     def reason(self) -> str:
         """Why it cannot run workflows, for people; empty when it can."""
-        if self.info is not None and self.state is EngineState.BROKEN:
+        if self.info is not None and self.state in (EngineState.BROKEN, EngineState.LOADING):
             return self.info.comfyui.detail
         return self._complaint
 
-    async def _refresh_info(self) -> None:
-        info = await self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=RPC_TIMEOUT_S)
+    async def _refresh_info(self, timeout_s: float = RPC_TIMEOUT_S) -> None:
+        info = await self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout_s)
         if info.wire_version != WIRE_VERSION:
             raise EngineGone(
                 f"the engine at {self.address} speaks contract version {info.wire_version}, "

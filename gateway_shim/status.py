@@ -32,6 +32,7 @@ class Facts:
     engine_dead_s: float  # how long it has been DEAD; 0 otherwise
     streams: int  # active
     capacity: int
+    engines: tuple[Mapping[str, Any], ...] = ()  # each one's address, state, reason, restarts, last end
 
 
 def best_state(states: Iterable[str]) -> str:
@@ -53,11 +54,16 @@ def reason(facts: Facts) -> str:
     """One sentence for people, empty when all is well."""
     return {
         "ABSENT": "no engine has answered yet",
-        "LOADING": "the engine is loading",
+        "LOADING": next((engine["reason"] for engine in facts.engines if engine["reason"]), "the engine is loading"),
         "BROKEN": "the engine's ComfyUI did not load: see log/engine-0.log in the run directory; "
         "COMFYUI_DIR names the one to load, `none` runs without",
-        "DEAD": f"the engine has been gone for {facts.engine_dead_s:.0f} s",
+        "DEAD": f"the engine has been gone for {facts.engine_dead_s:.0f} s{_last_end(facts)}",
     }.get(facts.engine, "")
+
+
+def _last_end(facts: Facts) -> str:
+    ends = [engine["last_end"] for engine in facts.engines if engine["last_end"]]
+    return f": {max(ends, key=lambda end: end['at_ms'])['reason']}" if ends else ""
 
 
 def state_body(facts: Facts) -> dict[str, Any]:
@@ -71,7 +77,12 @@ def state_body(facts: Facts) -> dict[str, Any]:
         "active_streams": facts.streams,
         "startup_complete": facts.engine in ("READY", "BROKEN", "DEAD"),
         "pipeline_state": word.value,
-        "additional_info": {"engine": facts.engine, "reason": reason(facts), "capacity": facts.capacity},
+        "additional_info": {
+            "engine": facts.engine,
+            "reason": reason(facts),
+            "capacity": facts.capacity,
+            "engines": list(facts.engines),
+        },
     }
 
 

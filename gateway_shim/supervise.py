@@ -46,6 +46,7 @@ class Launch:
     def logs(self) -> dict[str, Path]:
         """Log file of each program, by the name supervisord gives it."""
         names = {"shim": "shim", **{f"engine:engine-{n}": f"engine-{n}" for n in range(self.engines)}}
+        names["watchdog"] = "watchdog"
         return {name: self.run_dir / "log" / f"{file}.log" for name, file in names.items()}
 
     @property

@@ -66,6 +66,8 @@ class Engine(Protocol):
     @property
     def info(self) -> Any: ...
 
+    def as_json(self) -> dict[str, Any]: ...
+
 
 class Context:
     """One per application. Touched on the event loop only."""
@@ -95,7 +97,8 @@ class Context:
         elif self._dead_at is None:
             self._dead_at = self._clock()
         dead_s = 0.0 if self._dead_at is None else self._clock() - self._dead_at
-        return Facts(engine, dead_s, len(self.streams.active), self.streams.capacity)
+        engines = tuple(each.as_json() for each in self.engines)
+        return Facts(engine, dead_s, len(self.streams.active), self.streams.capacity, engines)
 
     async def start(self, request: StartRequest) -> Session:
         """Start a stream in time for the caller. Nothing of it is left when this raises."""

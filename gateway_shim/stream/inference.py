@@ -14,6 +14,7 @@ from typing import Any
 from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
 
+from ..deaths import Death
 from ..engine_client import EngineClient, EngineSession, first_ready, pick
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
 from ..media.planes import frame_of, planes_of
@@ -38,6 +39,17 @@ PROGRESS_EVERY_S = 0.25
 
 REOPEN_FIRST_S = 0.1
 REOPEN_MAX_S = 2.0
+
+#: An engine that dies as often as this of one session, without a picture, dies of its workflow: the last good one is
+#: taken back, or the next tries come ever later. Other streams want the engine too, and each try costs it a start.
+VAIN_DEATHS = 2
+VAIN_FIRST_S = 2.0
+VAIN_MAX_S = 30.0
+
+#: Silence of an engine that has frames after which its client looks whether it answers at all; and how often that is
+#: looked at. With `SUSPECT_TIMEOUT_S` a hang is noticed within five seconds, where keepalive takes nine.
+SUSPECT_S = 2.0
+SUSPECT_EVERY_S = 1.0
 
 #: How often a stream whose workflow was refused looks whether the engine is another one.
 LOOK_AGAIN_S = 2.0
@@ -96,6 +108,11 @@ class Inference:
         self._spread_s = 0.0
         self._sent_at: dict[int, float] = {}  # loop time by frame_id, of frames that the engine has
         self._progress_at: dict[str, float] = {}  # loop time by stage
+        self._heard_at = 0.0  # loop time of the session's last message
+        self._vain_deaths = 0  # sessions in a row that ended with their engine, without a picture
+        self._vain_pid = 0
+        self._fruitful = False  # this session gave a picture
+        self.last_death: Death | None = None  # why the engine ended before the session was opened again
         self.parameters = Parameters(
             engines, workflow, self._open_session, waits_for_input=lambda: not self._format_known.is_set()
         )
@@ -142,7 +159,8 @@ class Inference:
             if pick(self._engines) is None:
                 self._mailbox.refuse("engine_gone" if self._attempts else "loading")
             engine = await first_ready(self._engines)
-            attempts = self._attempts
+            attempts, pid = self._attempts, engine.info.pid if engine.info is not None else 0
+            self._fruitful = False
             try:
                 await self._run_session(engine)
             except (WorkflowRefused, InvalidRequest) as exc:
@@ -160,7 +178,36 @@ class Inference:
                 reason = "engine_busy" if isinstance(exc, NotReady) else "engine_gone"
                 self._mailbox.refuse(reason)
                 self._failed(reason, f"{exc.message}; the stream goes on and the session is opened again")
+                if isinstance(exc, EngineGone) and await self._died_of_it(engine, pid):
+                    continue
                 pause_s = await self._pause(REOPEN_FIRST_S if self._attempts > attempts else pause_s)
+
+    async def _died_of_it(self, engine: EngineClient, pid: int) -> bool:
+        """Whether the stream's own workflow seems to kill the engine (process ``pid``); then what helps is done."""
+        if self._fruitful:
+            self._vain_deaths = 0
+        elif pid != self._vain_pid:  # until its death is noticed, one process refuses several tries
+            self._vain_pid = pid
+            self._vain_deaths += 1
+        if self._vain_deaths < VAIN_DEATHS:
+            return False
+        if self.parameters.back_to_good():
+            self._vain_deaths = 0
+            self._failed("update_reverted", "the engine died twice of the last update; what worked before holds")
+            return True
+        pause_s = min(VAIN_FIRST_S * 2 ** (self._vain_deaths - VAIN_DEATHS), VAIN_MAX_S)
+        death = engine.death
+        why = f" ({death.reason})" if death is not None else ""
+        text = f"the engine died {self._vain_deaths} times of this workflow{why}; next try in {pause_s:.0f} s"
+        self._failed("workflow_kills_engine", text)
+        self.parameters.refused = WorkflowRefused(text)
+        self._decided.set()
+        self.parameters.replaced.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self.parameters.replaced.wait()
+                self._vain_deaths = 0
+        return True
 
     async def _pause(self, pause_s: float) -> float:
         """Wait before the next try; gives the wait before the one after it."""
@@ -220,7 +267,9 @@ class Inference:
         if self._attempts:
             self.reopened += 1
             self.last_reopen_at = asyncio.get_running_loop().time()
-            self._events.send("restart", {"restart_count": self.reopened})
+            self.last_death = engine.death
+            reason = self.last_death.reason if self.last_death is not None else self.last_error
+            self._events.send("restart", {"restart_count": self.reopened, "reason": reason})
         self._attempts += 1
         self.parameters.opened(session.opened.version)
         self._proven = True
@@ -229,6 +278,7 @@ class Inference:
         self._engine, self._session = engine, session
         self._round_trip_s = self._spread_s = 0.0
         self._sent_at.clear()
+        self._heard_at = asyncio.get_running_loop().time()
         self._mailbox.accept()
         self._opened.set()
         self._decided.set()
@@ -236,7 +286,7 @@ class Inference:
             asyncio.create_task(self._send(session), name=f"send {self._stream_id}"),
             asyncio.create_task(self._read(session), name=f"read {self._stream_id}"),
             asyncio.create_task(self._sound.send(session), name=f"send sound {self._stream_id}"),
-            asyncio.create_task(_until_gone(engine), name=f"engine of {self._stream_id}"),
+            asyncio.create_task(self._until_gone(engine), name=f"engine of {self._stream_id}"),
         ]
         try:
             # Not a TaskGroup: cancelled from outside, it would raise the loss that a side then reports in place of
@@ -252,6 +302,18 @@ class Inference:
             for side in sides:
                 side.cancel()
             await asyncio.gather(*sides, return_exceptions=True)
+
+    async def _until_gone(self, engine: EngineClient) -> None:
+        """A hung engine keeps its connections open; its client notices that it answers nothing."""
+        now = asyncio.get_running_loop().time
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SUSPECT_EVERY_S):
+                    await engine.gone()
+                    raise EngineGone("the engine does not answer")
+            oldest = min(self._sent_at.values(), default=now())
+            if now() - max(oldest, self._heard_at) > SUSPECT_S and not self.parameters.is_updating:
+                engine.suspect()
 
     def _take_ends(self, opened: pb.SessionOpened) -> None:
         """What the workflow takes and gives."""
@@ -289,7 +351,9 @@ class Inference:
             await session.send([_frame(entry, now(), self._budget_s)])
 
     async def _read(self, session: EngineSession) -> None:
+        now = asyncio.get_running_loop().time
         async for response in session.responses():
+            self._heard_at = now()
             match response.WhichOneof("message"):
                 case "results":
                     for result in response.results.results:
@@ -322,6 +386,7 @@ class Inference:
             await self._finished.wait()
 
     def _settle(self, result: pb.FrameResult) -> None:
+        self._learn(result)
         match result.WhichOneof("outcome"):
             case "picture":
                 picture = result.picture
@@ -332,6 +397,8 @@ class Inference:
                     self._failed("bad_picture", f"the engine's picture cannot be shown: {exc}")
                     return
                 self._mailbox.resolve(result.frame_id, Outcome.PROCESSED, "", frame)
+                self._fruitful = True
+                self.parameters.worked(result.version)
                 if not self.ever_processed:
                     self.ever_processed = True
                     logger.info("stream %s: first processed picture", self._stream_id)
@@ -349,8 +416,8 @@ class Inference:
                 self._mailbox.resolve(result.frame_id, Outcome.DROPPED, reason)
                 if reason == "no_output" and not self._gives_pictures:
                     self.ever_processed = True  # that is all it can say of a frame
+                    self._fruitful = True
                     self.rate.tick()
-        self._learn(result)
 
     def _learn(self, result: pb.FrameResult) -> None:
         """Every answer counts, the late ones above all: they say that frames must be sent earlier."""
@@ -390,12 +457,6 @@ class Inference:
         while self.refused is None and not self._opened.is_set():
             self._decided.clear()
             await self._decided.wait()
-
-
-async def _until_gone(engine: EngineClient) -> None:
-    """A hung engine keeps its connections open; its client notices that it answers nothing."""
-    await engine.gone()
-    raise EngineGone("the engine does not answer")
 
 
 def _frame(entry: Entry, now: float, budget_s: float) -> pb.Frame:

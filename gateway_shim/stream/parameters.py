@@ -106,6 +106,7 @@ class Parameters:
         self._stale = False
         self._silence: asyncio.Timeout | None = None
         self._closed = False
+        self._good: dict[str, Any] | None = None  # the last prompt that made a picture
         self.prompt: dict[str, Any] = copy.deepcopy(workflow) if workflow else copy.deepcopy(PASS_THROUGH)
         self.refused: HeadraceError | None = None  # why the workflow cannot run, while that lasts
         self.replaced = asyncio.Event()  # set when a workflow came in place of a refused one
@@ -130,6 +131,24 @@ class Parameters:
         """The engine says that it works on an update."""
         if self._silence is not None and not self._silence.expired():
             self._silence.reschedule(asyncio.get_running_loop().time() + SILENCE_S)
+
+    @property
+    def is_updating(self) -> bool:
+        """Whether the engine has an update, for which it may be silent for a while."""
+        return self._silence is not None
+
+    def worked(self, engine_version: int) -> None:
+        """A picture was made with that version of the session's parameters."""
+        if engine_version == self._engine_version:
+            self._good = self.prompt
+
+    def back_to_good(self) -> bool:
+        """The engine dies of ``prompt``: go back to what last made a picture. False: there is nothing better."""
+        if self._good is None or self._good == self.prompt:
+            return False
+        self.prompt = self._good
+        self._version_base += 1
+        return True
 
     def reverted(self) -> None:
         """The engine restored older parameters by itself: take over what runs."""

@@ -105,3 +105,6 @@ class FakeStreams:
 class FakeEngine:
     state: EngineState = EngineState.READY
     info: pb.ServerInfo | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {"address": "unix:/fake", "state": self.state.name, "reason": "", "restarts": 0, "last_end": None}

@@ -68,10 +68,10 @@ def gone(pids: set[int]) -> bool:
 async def test_both_programs_become_ready_and_stopping_leaves_no_process(run_dir):
     plan = launch(run_dir)
     async with Programs(plan) as programs:
-        await until(programs, lambda found: alive(found, 2))
+        await until(programs, lambda found: alive(found, 3))
         await health(plan.environment["HEADRACE_LISTEN_PORT"], "IDLE")
         family = {programs.pid, *descendants(programs.pid)}
-        assert len(family) >= 3
+        assert len(family) >= 4
         assert await programs.stop() == 0
         assert gone(family)
     assert not (run_dir / "supervisord.pid").exists()
@@ -79,19 +79,19 @@ async def test_both_programs_become_ready_and_stopping_leaves_no_process(run_dir
     # An orderly end, not a killed one: the programs said goodbye and supervisord did not have to insist.
     account = (run_dir / "log" / "supervisord.log").read_text()
     assert "SIGKILL" not in account
-    assert account.count("exit status 0") == 2, account
+    assert account.count("exit status 0") == 3, account
 
 
 async def test_killed_engine_comes_back_and_the_shim_never_left(run_dir):
     plan = launch(run_dir)
     port = plan.environment["HEADRACE_LISTEN_PORT"]
     async with Programs(plan) as programs:
-        found = {p.name: p.pid for p in await until(programs, lambda found: alive(found, 2))}
+        found = {p.name: p.pid for p in await until(programs, lambda found: alive(found, 3))}
         await health(port, "IDLE")
         os.kill(found["engine:engine-0"], signal.SIGKILL)
 
         def back(now: list[Program]) -> bool:
-            return alive(now, 2) and {p.name: p.pid for p in now}["engine:engine-0"] != found["engine:engine-0"]
+            return alive(now, 3) and {p.name: p.pid for p in now}["engine:engine-0"] != found["engine:engine-0"]
 
         again = {p.name: p.pid for p in await until(programs, back)}
         assert again["shim"] == found["shim"]
@@ -101,11 +101,11 @@ async def test_killed_engine_comes_back_and_the_shim_never_left(run_dir):
 async def test_killed_shim_comes_back_and_the_engine_never_left(run_dir):
     plan = launch(run_dir)
     async with Programs(plan) as programs:
-        found = {p.name: p.pid for p in await until(programs, lambda found: alive(found, 2))}
+        found = {p.name: p.pid for p in await until(programs, lambda found: alive(found, 3))}
         os.kill(found["shim"], signal.SIGKILL)
 
         def back(now: list[Program]) -> bool:
-            return alive(now, 2) and {p.name: p.pid for p in now}["shim"] != found["shim"]
+            return alive(now, 3) and {p.name: p.pid for p in now}["shim"] != found["shim"]
 
         again = {p.name: p.pid for p in await until(programs, back)}
         assert again["engine:engine-0"] == found["engine:engine-0"]
@@ -127,7 +127,7 @@ async def test_engine_has_no_secret_in_its_environment_and_the_shim_has(run_dir)
 
 async def test_sockets_and_logs_are_their_users_alone(run_dir):
     async with Programs(launch(run_dir)) as programs:
-        await until(programs, lambda found: alive(found, 2))
+        await until(programs, lambda found: alive(found, 3))
         async with asyncio.timeout(DEADLINE_S):
             while not (run_dir / "engine-0.sock").exists():  # noqa: ASYNC110 another process's file
                 await asyncio.sleep(0.1)
@@ -138,7 +138,7 @@ async def test_sockets_and_logs_are_their_users_alone(run_dir):
 async def test_several_engines_get_a_socket_and_a_gpu_each(run_dir):
     base = {"CUDA_VISIBLE_DEVICES": ""}
     async with Programs(launch(run_dir, engines=2, **base)) as programs:
-        found = {p.name: p.pid for p in await until(programs, lambda found: alive(found, 3))}
+        found = {p.name: p.pid for p in await until(programs, lambda found: alive(found, 4))}
         async with asyncio.timeout(DEADLINE_S):
             while not all((run_dir / f"engine-{n}.sock").exists() for n in (0, 1)):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)

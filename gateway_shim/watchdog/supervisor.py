@@ -1,0 +1,78 @@
+"""supervisord over XML-RPC on its Unix socket: which programs run, and what their logs end with."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import socket
+import xmlrpc.client
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_S = 2.0
+
+#: User and password of supervisord.conf; the socket's mode is the protection.
+_AUTHORIZATION = "Basic " + base64.b64encode(b"headrace:headrace").decode()
+
+
+class Unreachable(Exception):
+    """supervisord does not answer, or says no: it is being shut down."""
+
+
+@dataclass(frozen=True)
+class Process:
+    name: str  # engine-0
+    group: str
+    state: str  # RUNNING, STARTING, ...
+    pid: int  # 0 when it does not run
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(TIMEOUT_S)
+        self.sock.connect(str(self._path))
+
+
+class _Transport(xmlrpc.client.Transport):
+    def __init__(self, path: Path) -> None:
+        super().__init__(headers=[("Authorization", _AUTHORIZATION)])
+        self._path = path
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        return _Connection(self._path)
+
+
+class Supervisor:
+    def __init__(self, socket_path: Path) -> None:
+        self._server = xmlrpc.client.ServerProxy("http://localhost", transport=_Transport(socket_path))
+
+    def processes(self) -> list[Process]:
+        """Raises Unreachable."""
+        rows = self._ask("getAllProcessInfo")
+        return [Process(row["name"], row["group"], row["statename"], int(row["pid"])) for row in rows]
+
+    def log_of(self, process: str, length: int) -> str:
+        """The last ``length`` bytes of what a program (``group:name``) wrote; empty when they cannot be had."""
+        return self._tail("readProcessStdoutLog", process, -length, 0)
+
+    def account(self, length: int) -> str:
+        """The last ``length`` bytes of supervisord's own log; empty when they cannot be had."""
+        return self._tail("readLog", -length, 0)
+
+    def _tail(self, method: str, *arguments: Any) -> str:
+        try:
+            return str(self._ask(method, *arguments))
+        except Unreachable:
+            return ""
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._server.supervisor, method)(*arguments)
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as exc:
+            raise Unreachable(str(exc)) from exc

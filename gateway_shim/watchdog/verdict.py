@@ -1,0 +1,62 @@
+"""Whether an engine hangs, from what it answers. Pure: the clock is an argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+#: Silence that is no hang while ComfyUI or a workflow is loaded, or before the first answer: native libraries of a
+#: gigabyte are bound with the interpreter's lock held, and nothing else of the process runs meanwhile.
+LOADING_SILENCE_S = 60.0
+
+#: How long nobody may listen at the engine's address: while it boots, or on its way out after SIGTERM, for which
+#: supervisord gives it 20 s (stopwaitsecs).
+DEAF_S = 60.0
+
+
+class Silence(Enum):
+    """No answer came."""
+
+    TIMEOUT = "timeout"  # somebody listens and says nothing
+    REFUSED = "refused"  # nobody listens
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What ListSessions said; see ``proto/engine.proto``."""
+
+    preparing: bool = False
+    run_ms: int = 0
+    run_limit_ms: int = 0
+
+
+@dataclass
+class Patience:
+    """What is known of one engine's process, and for how long it may be silent."""
+
+    probe_s: float
+    _pid: int = 0
+    _heard_at: float = 0.0
+    _last: Answer | None = field(default=None, repr=False)
+
+    def verdict(self, pid: int, answer: Answer | Silence, now: float, *, stopped: bool) -> str:
+        """Why the process has to go, one sentence without a subject; empty when it may stay.
+
+        stopped: the kernel does not run it. now: seconds of one clock, the same at every call.
+        """
+        if pid != self._pid:
+            self._pid, self._heard_at, self._last = pid, now, None
+        if isinstance(answer, Answer):
+            self._heard_at, self._last = now, answer
+            if not answer.preparing and 0 < answer.run_limit_ms < answer.run_ms:
+                run_s, limit_s = answer.run_ms / 1000, answer.run_limit_ms / 1000
+                return f"a run of its graph took {run_s:.1f} s so far, more than {limit_s:.1f} s is a hang"
+            return ""
+        if stopped:
+            return "was stopped (SIGSTOP) and not continued"
+        silent_s = now - self._heard_at
+        if answer is Silence.REFUSED:
+            return f"nobody listened at its address for {silent_s:.0f} s" if silent_s > DEAF_S else ""
+        if self._last is not None and not self._last.preparing:
+            return f"did not answer within {self.probe_s:g} s"
+        return f"did not answer for {silent_s:.0f} s" if silent_s > LOADING_SILENCE_S else ""
