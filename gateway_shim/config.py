@@ -175,17 +175,34 @@ class Settings:
         metadata=option("how late a frame may be", read.integer(20, 30_000), "milliseconds, 20 to 30000"),
     )
     encoder_preset: str = field(
-        default="superfast",
+        default="auto",
         metadata=option(
-            "x264 preset: slower is better looking at the same bit rate",
-            read.choice(*PRESETS),
-            ", ".join(PRESETS),
+            "x264 preset: slower is better looking at the same bit rate; auto: superfast, or ultrafast where that is "
+            "more than the machine can do",
+            read.choice("auto", *PRESETS),
+            ", ".join(("auto", *PRESETS)),
+        ),
+    )
+    codec: str = field(
+        default="auto",
+        metadata=option(
+            "where video is decoded and encoded; auto: NVDEC and NVENC where they work",
+            read.choice("auto", "cpu", "cuda"),
+            "auto, cpu or cuda",
+        ),
+    )
+    codec_threads: int = field(
+        default=0,
+        metadata=option(
+            "threads of each video codec on the CPU; 0: from the cores, the capacity and the picture's size",
+            read.integer(0, 64),
+            "0 to 64",
         ),
     )
     bit_rate: int = field(
         default=0,
         metadata=option(
-            "bit rate of the output's video; 0: one that suits its size",
+            "bit rate of the output's video; 0: one that suits its size and frame rate",
             read.integer(0, 200_000_000),
             "bits per second, 0 to 200000000",
         ),

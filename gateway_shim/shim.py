@@ -17,6 +17,7 @@ from .config import Settings, SettingsError
 from .engine_client import EngineClient
 from .errors import MalformedRequest
 from .json_text import read_json
+from .media.hardware import Codecs, probe
 from .orchestrator.byoc import ByocRegistration
 from .orchestrator.registrar import Registrar, RegistrarTiming
 from .routes.context import CONTEXT, Context
@@ -24,6 +25,9 @@ from .stream.manager import Streams
 from .stream.session import StreamSettings
 
 logger = logging.getLogger(__name__)
+
+#: For a GPU's driver to wake, encode and decode.
+_PROBE_S = 5.0
 
 #: For requests that run when the server stops; streams have ended by then.
 _REQUEST_GRACE_S = 2.0
@@ -60,6 +64,7 @@ async def running(settings: Settings) -> AsyncIterator[Shim]:
         for observer in observers:
             observer()
 
+    codecs = await _codecs(settings)
     async with contextlib.AsyncExitStack() as stack:
         engines = tuple(
             [
@@ -77,6 +82,9 @@ async def running(settings: Settings) -> AsyncIterator[Shim]:
                     input_timeout_s=settings.input_timeout_s,
                     preset=settings.encoder_preset,
                     bit_rate=settings.bit_rate or None,
+                    codecs=codecs,
+                    codec_threads=settings.codec_threads,
+                    capacity=settings.capacity,
                 ),
                 default_workflow=workflow,
                 on_change=changed,
@@ -128,6 +136,16 @@ async def _listening(app: web.Application, settings: Settings) -> AsyncIterator[
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
+
+
+async def _codecs(settings: Settings) -> Codecs:
+    """What this machine encodes and decodes with. A driver that does not answer must not hold up the start."""
+    probing = asyncio.ensure_future(asyncio.to_thread(probe, settings.codec))  # type: ignore[arg-type]
+    done, _ = await asyncio.wait({probing}, timeout=_PROBE_S)
+    codecs = probing.result() if done else Codecs(reason=f"the GPU's driver did not answer within {_PROBE_S:.0f} s")
+    because = f" ({codecs.reason})" if codecs.reason else ""
+    logger.info("codecs: %s, decoding on %s%s", codecs.encoder, codecs.decoder, because)
+    return codecs
 
 
 def _default_workflow(settings: Settings) -> dict[str, Any] | None:

@@ -1,24 +1,30 @@
 """Access units to pictures and sound. Synchronous; belongs to one worker thread per stream.
 
-PyAV lets go of the GIL while it decodes. One codec thread is the default: on busy cores a second one buys nothing and
-costs up to 14 % CPU, and frame threads add a frame of delay each (hot-path.md section 5). The Python around the codec
-takes 3 us per picture and 16 us per block of sound, most of that resampling.
+PyAV lets go of the GIL while it decodes. Threads share the slices of a picture; threads that share frames would add a
+frame of delay each (hot-path.md section 5). The Python around the codec takes 3 us per picture and 16 us per block of
+sound, most of that resampling.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from fractions import Fraction
 
 import av
 from av.video.reformatter import VideoReformatter
 
+from .bit_rate import RateMeter, declared_rate
 from .colour import Colour, colour_of
+from .hardware import DecoderDevice, open_decoder
 from .pes import AccessUnit
 from .psi import Track
 from .sound import TIME_BASE, Sound, SoundDecoder
+from .threads import decoder_threads
 from .timeline import Timeline
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Colour", "Decoder", "DecoderCounters", "DecoderSettings", "Picture", "Sound"]
 
@@ -28,16 +34,20 @@ _MAX_WAIT_UNITS = 300
 # Distance to assume for a picture without a stamp when nothing is known of the rate: 30 fps.
 _DEFAULT_STEP = 3_000
 _MAX_STEP = 9_000  # a pause is no frame rate
+# Units that the GPU may refuse; damage in the stream looks the same, and the CPU costs no more than time then.
+_MAX_HARDWARE_ERRORS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderSettings:
-    """threads: of the video codec; above 1 they share a frame's slices unless ``thread_type`` is FRAME.
+    """threads: of the video codec; 0: as many as the machine has for ``streams`` streams at once.
+    device: to begin with; the CPU takes over where it fails.
     max_pixels: larger pictures are refused; a damaged size must not take the memory. 4096x2304 by default.
     """
 
-    threads: int = 1
-    thread_type: Literal["SLICE", "FRAME"] = "SLICE"
+    threads: int = 0
+    streams: int = 1
+    device: DecoderDevice = "cpu"
     max_pixels: int = 4096 * 2304
 
 
@@ -86,6 +96,21 @@ class Decoder:
             clock_jumps=self._timeline.jumps,
         )
 
+    @property
+    def frame_rate(self) -> Fraction | None:
+        """Of the pictures by their stamps, or what the stream says of itself; None before either is known."""
+        return self._pictures.frame_rate
+
+    @property
+    def device(self) -> DecoderDevice:
+        """Where pictures are decoded now."""
+        return self._pictures.device
+
+    @property
+    def fallback(self) -> str:
+        """Why the CPU works in the place of the GPU."""
+        return self._pictures.fallback
+
     def feed(self, units: Iterable[AccessUnit]) -> list[Picture | Sound]:
         """Decode units; a picture comes out with its unit, or after as many units as the stream reorders."""
         decoded: list[Picture | Sound] = []
@@ -119,6 +144,10 @@ class _PictureDecoder:
     def __init__(self, settings: DecoderSettings) -> None:
         self.errors = 0
         self.skipped = 0
+        self.device: DecoderDevice = settings.device
+        self.fallback = ""
+        self._threads = settings.threads or decoder_threads(settings.streams)
+        self._hardware_errors = 0
         self._settings = settings
         self._track: Track | None = None
         self._context: av.VideoCodecContext | None = None
@@ -126,8 +155,14 @@ class _PictureDecoder:
         self._waited = 0
         self._last_pts = 0
         self._step = _DEFAULT_STEP
+        self._rate = RateMeter()
         self._reformatter = VideoReformatter()
         self._reformats: tuple[str, int, int] | None = None
+
+    @property
+    def frame_rate(self) -> Fraction | None:
+        declared = self._context.framerate if self._context is not None else None
+        return self._rate.rate or declared_rate(declared)
 
     def feed(self, unit: AccessUnit) -> list[Picture]:
         pictures: list[Picture] = []
@@ -149,7 +184,11 @@ class _PictureDecoder:
         packet.time_base = TIME_BASE
         try:
             frames = self._context.decode(packet)
-        except av.FFmpegError:
+        except av.FFmpegError as exc:
+            if self._is_hardware_over(unit, exc):
+                self._context = self._open(unit.track)
+                self._waiting = True
+                return pictures + self.feed(unit)
             self.errors += 1
             return pictures + self._drain(self._context)
         return pictures + [self._picture(frame) for frame in frames if not frame.is_corrupt]
@@ -160,11 +199,31 @@ class _PictureDecoder:
         return pictures
 
     def _open(self, track: Track) -> av.VideoCodecContext:
-        context: av.VideoCodecContext = av.CodecContext.create(track.codec, "r")  # type: ignore[assignment]
-        context.thread_count = self._settings.threads
-        context.thread_type = self._settings.thread_type
+        try:
+            context = open_decoder(track.codec, self.device)
+        except av.FFmpegError as exc:
+            if self.device == "cpu":
+                raise
+            self._to_cpu(exc)
+            context = open_decoder(track.codec, "cpu")
+        context.thread_count = self._threads if self.device == "cpu" else 1
+        context.thread_type = "SLICE"
         context.options = {"max_pixels": str(self._settings.max_pixels)}
         return context
+
+    def _is_hardware_over(self, unit: AccessUnit, exc: Exception) -> bool:
+        """Whether this failure ends decoding on the GPU: a key frame, which needs nothing before it, or too many."""
+        if self.device == "cpu":
+            return False
+        self._hardware_errors += 1
+        if not unit.keyframe and self._hardware_errors < _MAX_HARDWARE_ERRORS:
+            return False
+        self._to_cpu(exc)
+        return True
+
+    def _to_cpu(self, exc: Exception) -> None:
+        self.device, self.fallback = "cpu", f"the GPU does not decode this stream: {exc}"
+        logger.warning("%s; the CPU does from here on", self.fallback)
 
     def _drain(self, context: av.VideoCodecContext) -> list[Picture]:
         """Take what the codec holds back for reordering, and begin again at the next key frame."""
@@ -185,6 +244,7 @@ class _PictureDecoder:
         elif 0 < pts - self._last_pts <= _MAX_STEP:
             self._step = pts - self._last_pts
         self._last_pts = pts
+        self._rate.add(pts)
         colour = colour_of(frame.colorspace, frame.color_range, frame.format.name)
         width, height = frame.width & ~1, frame.height & ~1  # 4:2:2 and 4:4:4 may be odd
         if frame.format.name != "yuv420p" or (width, height) != (frame.width, frame.height):

@@ -6,73 +6,26 @@ are those of the input and strictly increase, size and tracks never change.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import av
-from av.video.frame import PictureType
 
 from .clock import TICKS_PER_S
-from .colour import Colour
 from .fit import Fitter
+from .h264 import H264Encoder
 from .mux import TsWriter
 from .opus import OpusEncoder
+from .settings import EncoderSettings
 from .sound import TIME_BASE
 
-_DEFAULT_RATE = Fraction(30)
-_DEFAULT_COLOUR = Colour()
 _AUDIO_BIT_RATE = 96_000  # transparent for stereo music at 48 kHz
 # Readers join in the middle of a segment and find nothing before they have seen the tables.
 _TABLES_TICKS = TICKS_PER_S // 2
 # Sound that comes before the first picture waits for it: the first picture takes longer through the graph. The same
 # bound as the orchestrator's own worker (protocol.md 2.3); 100 blocks are 2 s.
 _MAX_EARLY_BLOCKS = 100
-
-# Bits per second that look right for textured content at 30 fps: 1.5 Mbit/s at 512x512, 3 at 720p, 5 at 1080p. The
-# exponent follows: content of four times the pixels needs about twice the bits.
-_REFERENCE_BIT_RATE = 1_500_000
-_REFERENCE_PIXELS_PER_S = 512 * 512 * 30
-_BIT_RATE_EXPONENT = 0.58
-
-
-def default_bit_rate(width: int, height: int, frame_rate: Fraction | None) -> int:
-    """Bits per second of video for a size and rate."""
-    pixels_per_s = width * height * float(frame_rate or _DEFAULT_RATE)
-    ratio = math.pow(pixels_per_s / _REFERENCE_PIXELS_PER_S, _BIT_RATE_EXPONENT)
-    return round(_REFERENCE_BIT_RATE * ratio)
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderSettings:
-    """What the stream is like from its first byte to its last.
-
-    width, height: of every output picture, even.
-    frame_rate: None when unknown or variable; it only steers the rate control.
-    bit_rate: of the video, bits per second; None for one that suits the size.
-    preset: of x264. threads: of x264; above 1 they share a picture's slices.
-    segment_s: seconds of media in a segment.
-    audio: whether there is a sound track.
-    colour: what the numbers of the pictures mean; it is written into the stream.
-    """
-
-    width: int
-    height: int
-    frame_rate: Fraction | None = None
-    bit_rate: int | None = None
-    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium"] = "superfast"
-    segment_s: float = 2.0
-    audio: bool = True
-    colour: Colour = _DEFAULT_COLOUR
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        if self.width < 16 or self.height < 16 or self.width % 2 or self.height % 2:
-            raise ValueError(f"cannot encode {self.width}x{self.height}: both must be even and at least 16")
-        if self.segment_s <= 0:
-            raise ValueError(f"segment_s is {self.segment_s}, it must be positive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +59,7 @@ class Encoder:
         self._counters = EncoderCounters()
         self._writer = TsWriter(audio=settings.audio)
         self._fitter = Fitter(settings.width, settings.height, settings.colour)
-        self._video: av.VideoCodecContext | None = _open_x264(settings)
+        self._video: H264Encoder | None = H264Encoder(settings)
         self._audio = OpusEncoder(_AUDIO_BIT_RATE) if settings.audio else None
         self._early: deque[tuple[av.AudioFrame, int]] = deque()
         self._segment_ticks = round(settings.segment_s * TICKS_PER_S)
@@ -120,6 +73,11 @@ class Encoder:
         if self._audio is not None:
             self._counters.dropped_samples = self._audio.dropped_samples
         return self._counters
+
+    @property
+    def h264(self) -> H264Encoder | None:
+        """None when closed."""
+        return self._video
 
     def video(self, frame: av.VideoFrame, pts: int) -> list[Chunk]:
         """Encode one picture at ``pts`` (90 kHz); none where that is not after the last one (counted).
@@ -138,10 +96,8 @@ class Encoder:
             frame = self._fitter.fit(frame)
         frame.pts = pts
         frame.time_base = TIME_BASE
-        # A decoded frame still says what type it was, and x264 would take that for an order.
-        frame.pict_type = PictureType.I if starts else PictureType.NONE
         self._last_pts = pts
-        chunks = [self._picture(packet) for packet in self._video.encode(frame)]
+        chunks = [self._picture(packet) for packet in self._video.encode(frame, idr=starts)]
         self._counters.pictures += 1
         if is_first:
             chunks += self._begin_audio(pts)
@@ -173,7 +129,7 @@ class Encoder:
         """The stream is over: what is left of it. Closes the encoder."""
         if self._video is None:
             return []
-        chunks = [self._picture(packet) for packet in self._video.encode(None)] if self._last_pts is not None else []
+        chunks = [self._picture(packet) for packet in self._video.flush()] if self._last_pts is not None else []
         if self._audio is not None and self._last_pts is not None:
             chunks += self._sounds(self._audio.flush())
         self.close()
@@ -211,31 +167,3 @@ class Encoder:
 
     def _sounds(self, packets: list[tuple[int, bytes]]) -> list[Chunk]:
         return [Chunk(self._writer.audio(pts, data), False) for pts, data in packets]
-
-
-def _open_x264(settings: EncoderSettings) -> av.VideoCodecContext:
-    """x264 without any delay. An IDR picture comes where it is asked for and, apart from that, at scene cuts."""
-    context: av.VideoCodecContext = av.CodecContext.create("libx264", "w")
-    bit_rate = settings.bit_rate or default_bit_rate(settings.width, settings.height, settings.frame_rate)
-    context.width, context.height, context.pix_fmt = settings.width, settings.height, "yuv420p"
-    context.time_base = TIME_BASE
-    context.framerate = settings.frame_rate or _DEFAULT_RATE  # without it x264 plans for 90000 frames per second
-    context.bit_rate = bit_rate
-    context.thread_count = settings.threads
-    # Frames do not bring their tags into the stream; only what is set before opening gets there.
-    colour = settings.colour
-    context.colorspace = context.color_primaries = context.color_trc = colour.matrix_tag
-    context.color_range = colour.range_tag
-    context.options = {
-        "preset": settings.preset,
-        "tune": "zerolatency",
-        "bf": "0",
-        "forced-idr": "1",
-        "g": str(1 << 20),
-        "aud": "1",  # required in transport streams, ISO/IEC 13818-1 section 2.14.1
-        # One second of buffer: an IDR picture may take several times its share, a segment not.
-        "maxrate": str(bit_rate * 3 // 2),
-        "bufsize": str(bit_rate),
-    }
-    context.open()
-    return context

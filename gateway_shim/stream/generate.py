@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from fractions import Fraction
 from typing import Final
 
 from ..media.colour import Colour
@@ -36,6 +37,10 @@ class Generator:
         self.last_input_at: float | None = None  # loop time
         self._size = size or DEFAULT_SIZE
         self._on_picture = on_picture
+
+    @property
+    def frame_rate(self) -> Fraction:
+        return Fraction(self.max_framerate or DEFAULT_FRAMERATE)
 
     async def run(self) -> None:
         """pts are the time since the beginning."""

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -52,6 +53,7 @@ class Intake:
         on_picture: Callable[[Decoded], Awaitable[None]],
         on_sound: Callable[[Sound], None],
         on_first_segment: Callable[[], None] = lambda: None,
+        decoder: DecoderSettings | None = None,
         name: str = "",
     ) -> None:
         self._subscriber = subscriber
@@ -60,7 +62,7 @@ class Intake:
         self._on_first_segment = on_first_segment
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"decode {name}")
         self._reader = TsReader()
-        self._decoder = Decoder(DecoderSettings())
+        self.decoder = Decoder(decoder)
         self._size = size
         self._fitter: Fitter | None = None
         self.max_framerate: int | None = None
@@ -73,6 +75,12 @@ class Intake:
     def has_audio(self) -> bool:
         """Whether the program declares sound that we can read."""
         return any(track.kind == "audio" for track in self._reader.tracks)
+
+    @property
+    def frame_rate(self) -> Fraction | None:
+        """Of what is handed on; None while nothing is known."""
+        rate = self.decoder.frame_rate
+        return rate if rate is None or self.max_framerate is None else min(rate, Fraction(self.max_framerate))
 
     async def run(self) -> str:
         """Read until the channel is over; returns why."""
@@ -116,11 +124,11 @@ class Intake:
     # ---- on the decoder thread
 
     def _decode_units(self, units: list[AccessUnit]) -> list[Decoded | Sound]:
-        return self._ready(self._decoder.feed(units))
+        return self._ready(self.decoder.feed(units))
 
     def _flush(self) -> list[Decoded | Sound]:
         units = self._reader.end_segment()
-        return self._ready([*self._decoder.feed(units), *self._decoder.flush()])
+        return self._ready([*self.decoder.feed(units), *self.decoder.flush()])
 
     def _ready(self, frames: list[Picture | Sound]) -> list[Decoded | Sound]:
         ready: list[Decoded | Sound] = []

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..media.decode import Sound
-from ..media.encode import Chunk, Encoder, EncoderSettings
+from ..media.encode import Chunk, Encoder
+from ..media.settings import EncoderSettings
 from ..trickle.publisher import OutgoingSegment, Publisher
 from ..trickle.wire import ChannelClosed, ChannelError
 from .audio import StreamSound
@@ -65,6 +66,11 @@ class Output:
         self.segments = 0
         self.lost_segments = 0  # that the channel did not take
         self.last_output_at: float | None = None  # loop time
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """None before the first picture."""
+        return self._encoder
 
     async def run(self) -> None:
         """Raises ChannelClosed when the orchestrator ended the output channel."""

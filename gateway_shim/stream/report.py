@@ -111,10 +111,28 @@ class Report:
                 "last_restart_logs": inference.last_death.log.splitlines() if inference.last_death else None,
                 "restart_count": inference.reopened,
             },
+            "codec": self._codec(),
             "frames": self._ledger.as_json(),
             "lost_output_segments": output.lost_segments if output else 0,
             "last_status_timestamp": now,
             "timestamp": now,
+        }
+
+    def _codec(self) -> dict[str, Any]:
+        """What decodes and encodes now; null before the first picture. A fallback says why it is not the GPU."""
+        decoder = self.intake.decoder if isinstance(self.intake, Intake) else None
+        encoder = self.output.encoder if self.output else None
+        h264 = encoder.h264 if encoder else None
+        return {
+            "decoder": decoder and {"device": decoder.device, "fallback": decoder.fallback or None},
+            "encoder": h264
+            and {
+                "name": h264.name,
+                "preset": h264.preset,
+                "bit_rate": h264.bit_rate,
+                "load": round(h264.load, 2),
+                "fallback": h264.fallback or None,
+            },
         }
 
     def _wall_ms(self, moment: float | None) -> int | None:

@@ -18,8 +18,9 @@ from proto import engine_pb2 as pb
 from ..engine_client import EngineClient
 from ..errors import SizeIsFixed, Violation
 from ..logs import current_stream
-from ..media.decode import Sound
-from ..media.encode import EncoderSettings
+from ..media.decode import DecoderSettings, Sound
+from ..media.hardware import ON_CPU, Codecs
+from ..media.settings import EncoderSettings
 from ..params import StartRequest, Update, parse_update
 from ..trickle.connection import open_http
 from ..trickle.data import DataWriter
@@ -76,8 +77,11 @@ class StreamSettings:
     """What the operator decided for every stream."""
 
     latency_budget_s: float = 0.4
-    preset: str = "superfast"  # of x264, one of config.PRESETS
+    preset: str = "auto"  # of x264, one of config.PRESETS, or auto
     bit_rate: int | None = None  # bits per second; None: from size and rate
+    codecs: Codecs = ON_CPU  # what the machine has
+    codec_threads: int = 0  # of each codec; 0: from the machine and the pictures
+    capacity: int = 1  # streams that share the machine
     segment_s: float = 2.0
     input_timeout_s: float = 60.0  # silence after which a stream is over (ai-runner's guardian, protocol.md 6.3)
     pipeline: str = PIPELINE_NAME
@@ -215,6 +219,11 @@ class StreamSession:
                 on_picture=self._on_picture,
                 on_sound=self._on_sound,
                 on_first_segment=lambda: self._events.trace("runner_receive_first_ingest_segment"),
+                decoder=DecoderSettings(
+                    threads=self._settings.codec_threads,
+                    streams=self._settings.capacity,
+                    device=self._settings.codecs.decoder,
+                ),
                 name=self.stream_id,
             )
             self._intake.max_framerate = request.max_framerate
@@ -353,8 +362,11 @@ class StreamSession:
         return EncoderSettings(
             width=width,
             height=height,
-            frame_rate=None,
+            frame_rate=self._source.frame_rate if self._source is not None else None,
             bit_rate=self._settings.bit_rate,
+            codec=self._settings.codecs.encoder,
+            threads=self._settings.codec_threads,
+            streams=self._settings.capacity,
             preset=self._settings.preset,  # type: ignore[arg-type]  # checked by config
             segment_s=self._settings.segment_s,
             audio=has_audio,

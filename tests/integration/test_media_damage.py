@@ -8,7 +8,8 @@ from fractions import Fraction
 import pytest
 
 from gateway_shim.media.decode import Decoder, Sound
-from gateway_shim.media.encode import Chunk, Encoder, EncoderSettings
+from gateway_shim.media.encode import Chunk, Encoder
+from gateway_shim.media.settings import EncoderSettings
 from gateway_shim.media.ts import TsReader
 from tests.fakes.media_clips import clip, decoded, numbers, pictures, sounds, units_of
 

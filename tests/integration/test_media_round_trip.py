@@ -8,8 +8,9 @@ from fractions import Fraction
 import pytest
 
 from gateway_shim.media.decode import Decoder, Picture, Sound
-from gateway_shim.media.encode import Chunk, Encoder, EncoderSettings
+from gateway_shim.media.encode import Chunk, Encoder
 from gateway_shim.media.planes import frame_of, planes_of
+from gateway_shim.media.settings import EncoderSettings
 from gateway_shim.media.ts import AccessUnit, TsReader
 from tests.fakes.media_clips import bursts, clip, decoded, numbers, pictures, sounds, units_of, video
 

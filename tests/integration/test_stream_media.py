@@ -1,12 +1,16 @@
 """Whole streams, broker to broker, with everything that inputs do: no frame lost, doubled, moved or out of order."""
 
 import asyncio
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
 
 from gateway_shim.localnet import measure, probe
 from gateway_shim.localnet.numbered import write_clip
+from gateway_shim.media import hardware
+from gateway_shim.media.bit_rate import default_bit_rate
 from tests.fakes.network import network
 from tests.fakes.ts_edit import shifted, without_sound_before
 
@@ -130,3 +134,48 @@ async def test_thirty_three_bits_wrap_unnoticed(tmp_path: Path) -> None:
         received = await stream.received()
     assert sorted(received.numbers) == list(range(60))
     assert len(received.numbers) == 60
+
+
+async def test_sixty_frames_a_second_pass_uncapped_with_the_bits_that_they_need(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.ts", frames=180, rate=60)
+    async with network(tmp_path) as net:
+        stream = await net.start()
+        published = await stream.publish(clip)
+        await stream.flow(100)
+        status = net.shim.streams.active[stream.id].status()
+        await stream.end_input()
+        received = await stream.received()
+    assert received.numbers == list(range(180))
+    assert received.pts == sorted(published.video)
+    assert status["codec"]["encoder"]["bit_rate"] == default_bit_rate(320, 240, Fraction(60))
+    assert status["codec"]["decoder"] == {"device": "cpu", "fallback": None}
+
+
+async def test_a_gpu_that_does_not_work_after_all_costs_no_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver answered at the start, and refuses the stream: too many sessions, or it was taken away."""
+
+    def refuse(*_: object) -> None:
+        raise av.error.ExternalError(1, "out of memory")
+
+    real = hardware.open_decoder
+    monkeypatch.setattr("gateway_shim.shim.probe", lambda _: hardware.Codecs(hardware.NVENC, "cuda"))
+    monkeypatch.setattr("gateway_shim.media.h264.open_nvenc", refuse)
+    monkeypatch.setattr(
+        "gateway_shim.media.decode.open_decoder",
+        lambda codec, device: real(codec, device) if device == "cpu" else refuse(),
+    )
+    clip = write_clip(tmp_path / "clip.ts", frames=60)
+    async with network(tmp_path) as net:
+        stream = await net.start()
+        await stream.publish(clip)
+        await stream.flow(20)
+        status = net.shim.streams.active[stream.id].status()["codec"]
+        await stream.end_input()
+        received = await stream.received()
+    assert received.numbers == list(range(60))
+    assert status["encoder"]["name"] == "libx264"
+    assert "out of memory" in status["encoder"]["fallback"]
+    assert status["decoder"]["device"] == "cpu"
+    assert "out of memory" in status["decoder"]["fallback"]

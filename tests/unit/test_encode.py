@@ -12,10 +12,12 @@ import pytest
 
 from gateway_shim.localnet.numbered import luma_of, picture, read_number
 from gateway_shim.localnet.numbered import sound as sound_samples
+from gateway_shim.media.bit_rate import default_bit_rate
 from gateway_shim.media.colour import Colour
-from gateway_shim.media.encode import Chunk, Encoder, EncoderSettings, default_bit_rate
+from gateway_shim.media.encode import Chunk, Encoder
 from gateway_shim.media.fit import Fitter, cover
 from gateway_shim.media.planes import frame_of, planes_of
+from gateway_shim.media.settings import EncoderSettings
 from gateway_shim.media.ts import TsReader
 from tests.fakes.media_clips import audio, bursts, decoded, numbers, pictures, sounds, steps, units_of, video
 
