@@ -12,11 +12,11 @@ import sys
 from typing import cast
 
 import cext
-from proto import VERSION, WIRE_VERSION
+from proto import VERSION, WIRE_VERSION, parent
 
-from . import logs, unix_socket
+from . import children, logs, unix_socket
 from .backend import backend_of
-from .config import Settings, SettingsError, read
+from .config import Settings, SettingsError, read, supervised
 from .core import Engine
 from .service import Server
 
@@ -32,7 +32,10 @@ class Broken(Exception):
 
 
 async def serve(settings: Settings) -> bool:
-    """Run until SIGTERM or SIGINT. False: a graph still runs; only the end of the process ends it."""
+    """Run until SIGTERM or SIGINT, or until the supervisord that started us is gone.
+
+    False: a graph still runs; only the end of the process ends it.
+    """
     if settings.pixel_backend != "auto":
         try:
             cext.use_backend(cast(cext.Backend, settings.pixel_backend))
@@ -42,6 +45,8 @@ async def serve(settings: Settings) -> bool:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if supervised():
+        parent.when_gone(stop.set)
     path, address = settings.socket_path, settings.address
     if path is not None:
         unix_socket.make_place(path)
@@ -78,7 +83,8 @@ def main() -> int:
     logs.set_up(settings)
     faulthandler.enable()  # a crash in native code says where: it is all that is left of the process
     try:
-        ended = asyncio.run(serve(settings))
+        with children.watched(settings.grace_s) if supervised() else contextlib.nullcontext():
+            ended = asyncio.run(serve(settings))
     except (StartRefused, unix_socket.PlaceTaken) as exc:
         logger.error("%s", exc)
         return 1

@@ -262,6 +262,16 @@ def _is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
+def supervised(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether supervisord started us, and so holds the other end of our standard input."""
+    return bool((os.environ if environ is None else environ).get("SUPERVISOR_ENABLED"))
+
+
+def mark_children(mark: str) -> None:
+    """Every process that is started from here on has ``mark`` in its environment; warden.py looks for it there."""
+    os.environ["HEADRACE_ENGINE_LIFE"] = mark
+
+
 def main() -> int:
     """``python -m engine.config``: what `headrace config` shows of the engine, a setting a line, tabs between."""
     try:

@@ -1,4 +1,4 @@
-"""``python -m gateway_shim``: the shim until SIGTERM or SIGINT.
+"""``python -m gateway_shim``: the shim until SIGTERM or SIGINT, or until the supervisord that started it is gone.
 
 Exit codes: 0 stopped as asked, 1 could not listen, 2 the settings are wrong.
 """
@@ -11,7 +11,7 @@ import logging
 import signal
 import sys
 
-from proto import VERSION
+from proto import VERSION, parent
 
 from . import config, logs
 from .shim import serve
@@ -24,6 +24,8 @@ async def _run(settings: config.Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if config.supervised():
+        parent.when_gone(stop.set)
     await serve(settings, stop)
 
 

@@ -161,7 +161,7 @@ def _up(arguments: argparse.Namespace) -> int:
     engines = _engines(settings)
     if engines:
         _engine_installed()
-    launch = supervise.plan(environment, settings.run_dir, engines=engines)
+    launch = supervise.plan(environment, settings.run_dir, engines=engines, drain_s=settings.drain_s)
     supervise.prepare(launch)
     print(
         f"headrace {VERSION}: http://{settings.listen_host}:{settings.listen_port}, {engines} "

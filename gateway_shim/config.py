@@ -230,11 +230,10 @@ class Settings:
     verify_tls: bool = field(  # off: orchestrators make their own certificates (go-livepeer server/cert.go)
         default=False, metadata=option("check the orchestrator's certificate", read.switch, "true or false")
     )
-    drain_s: float = (
-        field(  # with the end of a stream (manager.END_S, CUT_OFF_S) below supervisord's stopwaitsecs of 20 s
-            default=5.0,
-            metadata=option("time for streams to end at shutdown", read.seconds(0, 600), "seconds, 0 to 600"),
-        )
+    # `headrace up` lets supervisord wait for this and for the end of a stream (manager.END_S, CUT_OFF_S) beyond it.
+    drain_s: float = field(
+        default=5.0,
+        metadata=option("time for streams to end at shutdown", read.seconds(0, 600), "seconds, 0 to 600"),
     )
     log_format: str = field(
         default="text", metadata=option("form of log lines", read.choice("text", "json"), "text or json")
@@ -335,6 +334,11 @@ def load(arguments: Mapping[str, Any] | None = None, environ: Mapping[str, str] 
     if wrong:
         raise SettingsError(wrong)
     return settings
+
+
+def supervised(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether supervisord started us, and so holds the other end of our standard input."""
+    return bool((os.environ if environ is None else environ).get("SUPERVISOR_ENABLED"))
 
 
 def describe(settings: Settings) -> list[Row]:

@@ -6,6 +6,7 @@ Nothing here reads or changes the environment of this process; the caller hands 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import stat
@@ -20,6 +21,11 @@ from typing import NoReturn
 MAX_SOCKET_PATH_BYTES = 107
 #: supervisord writes its socket under the final name plus ``.<pid>`` first (supervisor/http.py); pids have 7 digits.
 _LONGEST_SOCKET = "supervisor.sock.1234567"
+
+#: Of the shim in supervisord.conf, seconds, and how much of it a shim needs besides its ``drain_s``: the end of what
+#: still runs then (manager.END_S, CUT_OFF_S), unregistering, requests under way.
+STOP_WAIT_S = 20
+_BEYOND_DRAIN_S = 15
 
 #: Engine N sees GPU N; supervisord counts.
 _ONE_GPU_EACH = 'CUDA_VISIBLE_DEVICES="%(process_num)d"'
@@ -41,6 +47,7 @@ class Launch:
     configuration: Path
     argv: tuple[str, ...]
     environment: dict[str, str]
+    stop_wait_s: int = STOP_WAIT_S  # what the shim has from SIGTERM to SIGKILL
 
     @property
     def logs(self) -> dict[str, Path]:
@@ -68,16 +75,22 @@ def configuration() -> Path:
 
 
 def prepare(launch: Launch) -> None:
-    """Make the run directory and, for several engines, the configuration that gives each its own GPU.
+    """Make the run directory and, where it needs one of its own, the configuration: for several engines, each with
+    its own GPU, and for a shim that drains for long.
 
     Raises CannotStart: the path is too long for a socket, belongs to someone else, or cannot be made.
     """
     _make_run_directory(launch.run_dir)
-    if launch.engines > 1:
-        # With one engine the variable stays the operator's: it may name any device, by number or by UUID.
+    for half_made in launch.run_dir.glob("supervisor.sock.*"):  # of one that was killed while it started
+        half_made.unlink(missing_ok=True)
+    if launch.configuration.parent == launch.run_dir:
         text = configuration().read_text(encoding="utf-8")
-        one_each = text.replace("environment=HEADRACE_ENGINE", f"environment={_ONE_GPU_EACH},HEADRACE_ENGINE", 1)
-        launch.configuration.write_text(one_each, encoding="utf-8")
+        if launch.engines > 1:
+            # With one engine the variable stays the operator's: it may name any device, by number or by UUID.
+            text = text.replace("environment=HEADRACE_ENGINE", f"environment={_ONE_GPU_EACH},HEADRACE_ENGINE", 1)
+        before, shim, after = text.partition("[program:shim]")
+        after = after.replace(f"stopwaitsecs={STOP_WAIT_S}", f"stopwaitsecs={launch.stop_wait_s}", 1)
+        launch.configuration.write_text(before + shim + after, encoding="utf-8")
 
 
 def _make_run_directory(run_dir: Path) -> None:
@@ -113,8 +126,8 @@ def running_pid(run_dir: Path) -> int | None:
     return pid if b"supervisord" in command else None
 
 
-def plan(environment: Mapping[str, str], run_dir: Path, *, engines: int = 1) -> Launch:
-    """What to exec for ``engines`` engines with ``environment`` as the base of theirs.
+def plan(environment: Mapping[str, str], run_dir: Path, *, engines: int = 1, drain_s: float = 0.0) -> Launch:
+    """What to exec for ``engines`` engines with ``environment`` as the base of theirs; ``drain_s`` is the shim's.
 
     supervisord knows no defaults for ``%(ENV_X)s``, so each variable that the file names is set here.
     Raises CannotStart when supervisor is not installed or another one lives in ``run_dir``.
@@ -138,9 +151,11 @@ def plan(environment: Mapping[str, str], run_dir: Path, *, engines: int = 1) -> 
         # A log line has to be in its file when the process dies.
         "PYTHONUNBUFFERED": "1",
     }
-    file = configuration() if engines <= 1 else run_dir / "supervisord.conf"
+    stop_wait_s = max(STOP_WAIT_S, math.ceil(drain_s) + _BEYOND_DRAIN_S)
+    as_it_is = engines <= 1 and stop_wait_s == STOP_WAIT_S
+    file = configuration() if as_it_is else run_dir / "supervisord.conf"
     argv = (sys.executable, "-P", "-m", "supervisor.supervisord", "-n", "-c", str(file))
-    return Launch(run_dir, engines, file, argv, dict(environment) | ours)
+    return Launch(run_dir, engines, file, argv, dict(environment) | ours, stop_wait_s)
 
 
 def execute(launch: Launch, *, follow: bool) -> NoReturn:

@@ -227,6 +227,20 @@ def test_plan_sets_every_variable_that_the_configuration_names(run_dir):
     assert named <= set(supervise.plan({}, run_dir).environment)
 
 
+def test_supervisord_waits_for_a_shim_that_drains_for_long(run_dir):
+    from gateway_shim.stream import manager
+
+    assert supervise.plan({}, run_dir, drain_s=5).configuration == supervise.configuration()
+    plan = supervise.plan({}, run_dir, drain_s=60)
+    supervise.prepare(plan)
+    shim, _, engine = plan.configuration.read_text().partition("[program:shim]")[2].partition("[program:engine]")
+    assert f"\nstopwaitsecs={plan.stop_wait_s}\n" in shim
+    assert plan.stop_wait_s > 60 + manager.END_S + manager.CUT_OFF_S
+    assert f"\nstopwaitsecs={supervise.STOP_WAIT_S}\n" in engine
+    plain = supervise.configuration().read_text()
+    assert plain.count(f"\nstopwaitsecs={supervise.STOP_WAIT_S}\n") >= 2, "what is replaced is there"
+
+
 def test_programs_of_the_demo_do_not_inherit_the_operators_own_worker():
     operators = {
         "PATH": "/bin",
