@@ -167,6 +167,11 @@ class AudioQueue:
         whole = [stretch for stretch in self._stretches if self.ended or stretch is not self._stretches[-1]]
         return any(map(self._left, whole)) or self._left(self._stretches[-1]) >= size
 
+    @property
+    def oldest_at(self) -> float:
+        """When the oldest sound that is left came; raises IndexError when nothing is left."""
+        return self._stretches[0].arrivals[0][1]
+
     def take(self, size: int, *, all_complete: bool = False) -> Sound | None:
         """The oldest buffer of ``size`` samples that is still worth it; with ``all_complete`` those behind it too."""
         while self._stretches:
@@ -248,6 +253,11 @@ class SoundFeed:
     def ready(self) -> bool:
         """Whether sound alone is reason enough to run."""
         return self._paced and self._queue.ready(self._size)
+
+    @property
+    def waits_since(self) -> float:
+        """When the oldest sound came, if any is ``ready``."""
+        return self._queue.oldest_at
 
     def take(self) -> Sound | None:
         """For a run that begins."""

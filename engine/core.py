@@ -210,7 +210,8 @@ class Engine:
     def frames(self, session: Session, frames: Sequence[pb.Frame]) -> None:
         """Frames of a client, in order."""
         session.accept(frames)
-        self._scheduler.wake(session)
+        if session.has_waiting():
+            self._scheduler.wake(session)
 
     def sound(self, session: Session, blocks: Sequence[pb.AudioBlock]) -> None:
         """Sound of a client, in order."""

@@ -1,4 +1,7 @@
-"""Whose frames run next: round robin among the sessions that have frames waiting, one run at a time.
+"""Whose frames run next, one run at a time; who that is, is decided by ``fair_share``.
+
+A run's cost is the time that it had the executor thread. A session whose frames can all no longer be in time gives
+them up when it is asked for its due time, so they cost no device time and win no turn.
 
 Everything here happens on the event loop; only the run itself is on the executor thread. Between two runs the
 executor also does what else was submitted (checks, steps of builds), so an update waits for one run at most.
@@ -10,11 +13,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from .backend import GraphFailed, RunResult
+from .fair_share import FairShare
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +44,37 @@ class Batch(Protocol):
         """On the executor thread, or on the loop when ``inline``. Raises GraphFailed."""
 
 
+@dataclass(slots=True)
+class _Job:
+    """A batch on the executor thread, and how long it had it; what was submitted before is not its cost."""
+
+    batch: Batch
+    clock: Callable[[], float]
+    seconds: float = 0.0
+
+    def __call__(self) -> RunResult:
+        began = self.clock()
+        try:
+            return self.batch.run()
+        finally:
+            self.seconds = self.clock() - began
+
+
 B = TypeVar("B", bound=Batch)
 
 
 class Source(Protocol[B]):
-    """What the scheduler needs of a session. ``take`` is followed by exactly one ``finish`` or ``fail``."""
+    """What the scheduler needs of a session. ``take`` is followed by exactly one ``finish`` or ``fail``. Hashable."""
 
     @property
     def inline(self) -> bool:
         """Whether the batches that ``take`` would give are inline."""
+
+    def due_at(self) -> float | None:
+        """When its next run should be over, ``time.monotonic()`` seconds; infinite if nobody waits for it.
+
+        Frames that cannot be in time are dropped first. None: nothing is left to run.
+        """
 
     def take(self) -> B | None:
         """The next frames to run, after dropping those that are too late; None: there are none."""
@@ -66,9 +92,10 @@ class Source(Protocol[B]):
 class Scheduler:
     """Call ``wake`` whenever a source got frames. A source that has a batch running is never asked for another."""
 
-    def __init__(self, submit: Submit) -> None:
+    def __init__(self, submit: Submit, clock: Callable[[], float] = time.perf_counter) -> None:
         self._submit = submit
-        self._ready: deque[Source[Any]] = deque()
+        self._clock = clock
+        self._share: FairShare[Source[Any]] = FairShare()
         self._running: Source[Any] | None = None
         self.running: Batch | None = None  # on the executor thread, or next there; its session may have ended
         self._wakeup = asyncio.Event()
@@ -86,29 +113,28 @@ class Scheduler:
 
         What is inline runs at once: it must not wait for somebody else's graph, or for a model that loads.
         """
-        if source is self._running or source in self._ready:
+        if source is self._running or source in self._share:
             return
         if source.inline:
             while (batch := source.take()) is not None:
                 self._now(source, batch)
         else:
-            self._ready.append(source)
+            self._share.enter(source)
             self._wakeup.set()
             self._quiet.clear()
 
     def remove(self, source: Source[Any]) -> None:
         """Forget a source that closes. Its running batch, if any, still gets its ``finish`` or ``fail``."""
-        if source in self._ready:
-            self._ready.remove(source)
+        self._share.forget(source)
 
     async def run(self) -> None:
         """Until cancelled. A run that is under way then gets no ``finish``; its source is closing as well."""
         while True:
-            while not self._ready:
+            while (source := self._next()) is None:
                 self._wakeup.clear()
                 self._quiet.set()
                 await self._wakeup.wait()
-            source = self._running = self._ready.popleft()
+            self._running = source
             try:
                 batch = source.take()
                 if batch is None:
@@ -119,8 +145,19 @@ class Scheduler:
                     await self._on_executor(source, batch)
             finally:
                 self._running = None
-            if source.has_waiting():
-                self._ready.append(source)  # behind everybody who waited meanwhile: that is the fairness
+            if not source.has_waiting():
+                self._share.leave(source)
+
+    def _next(self) -> Source[Any] | None:
+        """Who has the next turn; those that have nothing to run any more leave."""
+        due: dict[Source[Any], float] = {}
+        for source in self._share.competing:
+            at = source.due_at()
+            if at is None:
+                self._share.leave(source)
+            else:
+                due[source] = at
+        return self._share.choose(due) if due else None
 
     def _now(self, source: Source[Any], batch: Batch) -> None:
         try:
@@ -132,11 +169,14 @@ class Scheduler:
 
     async def _on_executor(self, source: Source[Any], batch: Batch) -> None:
         self.running = batch
+        job = _Job(batch, self._clock)
         try:
-            result = await self._submit(batch.run)
+            result = await self._submit(job)
         except Exception as exc:  # any node may raise anything: its frames fail, everybody else goes on
+            self._share.charge(source, job.seconds)
             source.fail(batch, self._failure(exc))
         else:
+            self._share.charge(source, job.seconds)
             source.finish(batch, result)
         finally:
             self.running = None

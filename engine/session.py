@@ -8,6 +8,7 @@ every frame that arrives exactly one result leaves, and at every moment
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from .backend import FrameIn, GraphFailed, RunResult
 from .ends import opened_message, same_ends
 from .errors import EngineError, NoSuchSession
 from .outbox import Outbox
+from .pace import Pace
 from .parameters import Parameters, Revision
 from .run_clock import RunClock
 from .wire import VideoFormat
@@ -36,7 +38,7 @@ PIPELINE_FRAMES: Final = 2
 MAX_BATCH: Final = 16
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     """A frame that waits for its run."""
 
@@ -119,6 +121,7 @@ class Session:
         self._failing = False
         self._closed = False
         self._runs = RunClock(run_limit_s, clock)
+        self._pace = Pace()
         self._sound = sound
         self._told: pb.SessionOpened | None = None  # what the client knows of the workflow's ends
         self._told_of: Revision | None = None
@@ -196,7 +199,7 @@ class Session:
         return self.parameters.current.graph.inline
 
     def has_waiting(self) -> bool:
-        return bool(self._waiting) or (self._sound is not None and self._sound.ready())
+        return bool(self._waiting) or (self._sound is not None and not self._closed and self._sound.ready())
 
     @property
     def in_flight(self) -> int:
@@ -213,26 +216,51 @@ class Session:
             if self._sound.is_pace:
                 self._answer_without_picture()
         now = self._clock()
-        late: list[pb.FrameResult] = []
+        self._give_up_late(now)
         frames: list[FrameIn] = []
         waiting_us: list[int] = []
         while self._waiting and len(frames) < self._max_batch:
             waiting = self._waiting.popleft()
-            waited_us = int((now - waiting.arrived) * 1e6)
-            if self._budget_ms and waiting.age_ms + waited_us / 1000 > self._budget_ms:
-                late.append(self._dropped(waiting.frame.frame_id, waiting.frame.pts, pb.Dropped.REASON_LATE))
-                late[-1].waiting_us = waited_us
-                continue
             frames.append(waiting.frame)
-            waiting_us.append(waited_us)
+            waiting_us.append(int((now - waiting.arrived) * 1e6))
         sound = self._sound.take() if self._sound is not None and (frames or self._sound.is_pace) else None
         if frames or sound is not None:
             run = self._running = Run(self.parameters.current, frames, waiting_us, self._runs, sound)
+        self._end_if_drained()
+        return run
+
+    def due_at(self) -> float | None:
+        """When the next run should be over, on the session's clock; infinite without a budget.
+
+        Frames that cannot be in time any more are answered first, so that they cost neither time nor a turn. None:
+        nothing is left to run.
+        """
+        if self._closed:
+            return None
+        self._give_up_late(self._clock())
+        if self._waiting:
+            return self._due(self._waiting[0]) if self._budget_ms else math.inf
+        if self._sound is not None and self._sound.ready():
+            return self._sound.waits_since + self._budget_ms / 1000 if self._budget_ms else math.inf
+        self._end_if_drained()
+        return None
+
+    def _due(self, waiting: _Waiting) -> float:
+        return waiting.arrived + (self._budget_ms - waiting.age_ms) / 1000
+
+    def _give_up_late(self, now: float) -> None:
+        """Answer frames that would be past the budget after the quickest of the latest runs."""
+        if not self._budget_ms or not self._waiting or (self._sound is not None and self._sound.is_pace):
+            return
+        over_at = now + self._pace.least(self.parameters.current, now)
+        late: list[pb.FrameResult] = []
+        for waiting in [waiting for waiting in self._waiting if over_at > self._due(waiting)]:
+            self._waiting.remove(waiting)
+            late.append(self._dropped(waiting.frame.frame_id, waiting.frame.pts, pb.Dropped.REASON_LATE))
+            late[-1].waiting_us = int((now - waiting.arrived) * 1e6)
         if late:
             self._credits += len(late)
             self._answer(late, len(late))
-        self._end_if_drained()
-        return run
 
     def _follow(self, feed: SoundFeed) -> None:
         """Serve the parameters in force, and say so if their ends are others."""
@@ -263,6 +291,8 @@ class Session:
         self._running = None
         self._failing = False
         self._runs.end(result.graph_us)
+        if any(result.pictures):  # text is welcome later too
+            self._pace.ran(run.revision, (result.graph_us + result.convert_us) / 1e6, self._clock())
         version = run.revision.version
         results = []
         for index, frame in enumerate(run.frames):

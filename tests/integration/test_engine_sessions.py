@@ -199,7 +199,7 @@ async def test_half_closed_call_drains_like_end_of_input(tmp_path: Path) -> None
         assert await process.call.code() is grpc.StatusCode.OK
 
 
-async def test_two_sessions_take_turns(tmp_path: Path) -> None:
+async def test_session_that_held_the_device_long_lets_the_other_catch_up(tmp_path: Path) -> None:
     settings, backend = settings_for(tmp_path), StubBackend()
     async with running_engine(settings, backend), connected(settings.address) as client:
         first = await client.open(workflow_json=workflow(1), session_id="first")
@@ -215,7 +215,8 @@ async def test_two_sessions_take_turns(tmp_path: Path) -> None:
             await process.to_end()
             assert {result.picture.planes[0] for result in process.results.values()} == {level}
         turns = [backend.graphs.index(graph) for graph, _ in backend.log]
-        assert turns == [0, 1, 0, 1, 0, 1]
+        # The gate was shut during the first run, which took all the time that there was.
+        assert turns == [0, 1, 1, 1, 0, 0]
 
 
 async def test_pass_through_does_not_wait_for_somebody_elses_graph(tmp_path: Path) -> None:

@@ -1,34 +1,22 @@
 """A graph that is slower than its input: cadence and latency are kept, and what can be processed is."""
 
 import json
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from engine.backend import FrameIn, RunResult
-from engine.graph.workflow import Prompt
 from gateway_shim.localnet.measure import latencies_ms, percentile
 from gateway_shim.localnet.numbered import write_clip
-from tests.fakes.engine_backend import StubBackend, StubGraph, workflow
+from tests.fakes.engine_backend import StubBackend, workflow
 from tests.fakes.network import network
 
 GRAPH_S = 0.08  # 12.5 frames a second
 BUDGET_MS = 400
 
 
-class SlowGraph(StubGraph):
-    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
-        time.sleep(GRAPH_S)
-        return super().run(prompt, frames)
-
-
-class SlowBackend(StubBackend):
-    graph_class = SlowGraph
-
-
 async def test_slow_graph_keeps_cadence_and_latency_and_shows_what_it_can(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.ts", frames=180)
-    async with network(tmp_path, backend=SlowBackend(), latency_budget_ms=BUDGET_MS) as net:
+    backend = StubBackend()
+    backend.run_s = GRAPH_S
+    async with network(tmp_path, backend=backend, latency_budget_ms=BUDGET_MS) as net:
         stream = await net.start(params={"prompts": json.loads(workflow(level=200))})
         published = await stream.publish(clip, realtime=True)
         await stream.end_input()

@@ -160,6 +160,34 @@ def test_budget_counts_age_and_waiting() -> None:
     assert session.counters.dropped_late == 1
 
 
+def test_frames_that_the_quickest_run_would_finish_too_late_are_given_up() -> None:
+    now = 10.0
+    parameters = Parameters({}, FakeGraph(), lambda _: None)
+    session = Session("s", VIDEO, parameters, Outbox(), latency_budget_ms=BUDGET_MS, clock=lambda: now)
+    session.opened(pb.SessionOpened())
+    assert session.due_at() is None
+    for number, age_ms in enumerate((0, 50, 0, 61, 60)):
+        session.accept([pb.Frame(frame_id=number, planes=PLANES, age_ms=age_ms)])
+        if number < 2:  # nothing is known before the first run; the quickest counts
+            run = session.take()
+            assert run is not None
+            session.finish(run, RunResult([PictureOut(PLANES, 4, 2)], graph_us=40_000 + 9000 * number))
+    assert session.due_at() == now + 0.1
+    run = session.take()
+    assert run is not None
+    session.finish(run, RunResult([PictureOut(PLANES, 4, 2)], graph_us=45_000))
+    assert session.due_at() == now + 0.04
+    assert (session.counters.dropped_late, session.counters.processed) == (1, 3)
+    now += 0.001
+    assert session.due_at() is None
+    assert session.counters.dropped_late == 2
+    # The device may be quicker now: after a second a frame tries it.
+    now += 1.0
+    session.accept([pb.Frame(frame_id=9, planes=PLANES, age_ms=90)])
+    assert session.due_at() == now + 0.01
+    assert session.take() is not None
+
+
 def test_frames_that_come_after_the_end_are_counted_and_run_nowhere() -> None:
     # Once they ran without an end: the session's last run stayed "running", and the scheduler took it again for ever.
     session = Session("s", VIDEO, Parameters({}, FakeGraph(), lambda _: None), Outbox())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -21,19 +22,38 @@ class FakeBatch:
     error: Exception | None
 
     def run(self) -> RunResult:
+        self.source.clock.now += self.source.cost
         if self.error is not None:
             raise self.error
         return RunResult([])
 
 
+@dataclass
+class Clock:
+    """Of the executor thread: moves with what runs there."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class FakeSource:
-    def __init__(self, name: str, log: list[str], batches: int, inline: bool = False) -> None:
+    def __init__(
+        self, name: str, log: list[str], batches: int, inline: bool = False, *, clock: Clock, cost: float = 1.0
+    ) -> None:
         self.name = name
+        self.clock = clock
+        self.cost = cost
+        self.due = math.inf
         self.log = log
         self.inline = inline
         self.waiting: deque[Exception | None] = deque([None] * batches)
         self.done = asyncio.Event()
         self.taken = 0
+
+    def due_at(self) -> float | None:
+        return self.due if self.waiting else None
 
     def take(self) -> FakeBatch | None:
         assert self.taken == 0, "asked for another batch while one runs"
@@ -94,8 +114,8 @@ async def running(scheduler: Scheduler) -> AsyncIterator[None]:
 async def test_sources_take_turns() -> None:
     log: list[str] = []
     gate = Gate()
-    scheduler = Scheduler(gate)
-    sources = [FakeSource(name, log, count) for name, count in (("a", 3), ("b", 3), ("c", 1))]
+    scheduler = Scheduler(gate, clock := Clock())
+    sources = [FakeSource(name, log, count, clock=clock) for name, count in (("a", 3), ("b", 3), ("c", 1))]
     async with running(scheduler):
         for source in sources:
             scheduler.wake(source)
@@ -105,11 +125,72 @@ async def test_sources_take_turns() -> None:
     assert log == ["a", "b", "c", "a", "b", "a", "b"]
 
 
+async def test_most_urgent_of_new_sources_goes_first() -> None:
+    log: list[str] = []
+    gate = Gate()
+    scheduler = Scheduler(gate, clock := Clock())
+    sources = [FakeSource(name, log, 1, clock=clock) for name in "abc"]
+    for source, due in zip(sources, (3.0, 1.0, 2.0), strict=True):
+        source.due = due
+        scheduler.wake(source)
+    async with running(scheduler):
+        gate.open.set()
+        for source in sources:
+            await source.done.wait()
+    assert log == ["b", "c", "a"]
+
+
+async def test_shares_are_of_device_time_not_of_runs() -> None:
+    log: list[str] = []
+    gate = Gate()
+    gate.open.set()
+    scheduler = Scheduler(gate, clock := Clock())
+    slow, fast = FakeSource("slow", log, 4, clock=clock, cost=10.0), FakeSource("fast", log, 40, clock=clock)
+    async with running(scheduler):
+        scheduler.wake(slow)
+        scheduler.wake(fast)
+        await slow.done.wait()
+        await fast.done.wait()
+    assert log[:22].count("slow") == 2
+    assert log[:33].count("slow") == 3
+
+
+async def test_failed_runs_cost_their_time() -> None:
+    log: list[str] = []
+    gate = Gate()
+    gate.open.set()
+    scheduler = Scheduler(gate, clock := Clock())
+    failing, fast = FakeSource("failing", log, 3, clock=clock, cost=10.0), FakeSource("fast", log, 30, clock=clock)
+    failing.waiting = deque([GraphFailed("x")] * 3)
+    async with running(scheduler):
+        scheduler.wake(failing)
+        scheduler.wake(fast)
+        await failing.done.wait()
+        await fast.done.wait()
+    assert log[:22].count("failing!node_failed") == 2
+
+
+async def test_source_that_gave_everything_up_has_no_turn() -> None:
+    log: list[str] = []
+    gate = Gate()
+    gate.open.set()
+    scheduler = Scheduler(gate, clock := Clock())
+    hopeless, fine = FakeSource("hopeless", log, 1, clock=clock), FakeSource("fine", log, 1, clock=clock)
+    hopeless.due_at = lambda: None  # type: ignore[method-assign]
+    async with running(scheduler):
+        scheduler.wake(hopeless)
+        scheduler.wake(fine)
+        await fine.done.wait()
+        await scheduler.quiet()
+    assert log == ["fine"]
+    assert not scheduler._share
+
+
 async def test_waking_twice_gives_no_second_turn() -> None:
     log: list[str] = []
     gate = Gate()
-    scheduler = Scheduler(gate)
-    greedy, modest = FakeSource("greedy", log, 2), FakeSource("modest", log, 1)
+    scheduler = Scheduler(gate, clock := Clock())
+    greedy, modest = FakeSource("greedy", log, 2, clock=clock), FakeSource("modest", log, 1, clock=clock)
     async with running(scheduler):
         for source in (greedy, greedy, greedy, modest):
             scheduler.wake(source)
@@ -121,8 +202,8 @@ async def test_waking_twice_gives_no_second_turn() -> None:
 async def test_inline_source_runs_while_the_executor_is_busy() -> None:
     log: list[str] = []
     gate = Gate()
-    scheduler = Scheduler(gate)
-    slow, quick = FakeSource("slow", log, 1), FakeSource("quick", log, 2, inline=True)
+    scheduler = Scheduler(gate, clock := Clock())
+    slow, quick = FakeSource("slow", log, 1, clock=clock), FakeSource("quick", log, 2, inline=True, clock=clock)
     async with running(scheduler):
         scheduler.wake(slow)
         await gate.entered.wait()
@@ -143,8 +224,8 @@ async def test_failed_run_does_not_stop_the_next(error: Exception, entry: str) -
     log: list[str] = []
     gate = Gate()
     gate.open.set()
-    scheduler = Scheduler(gate)
-    source = FakeSource("a", log, 2)
+    scheduler = Scheduler(gate, clock := Clock())
+    source = FakeSource("a", log, 2, clock=clock)
     source.waiting[0] = error
     async with running(scheduler):
         scheduler.wake(source)
@@ -155,8 +236,8 @@ async def test_failed_run_does_not_stop_the_next(error: Exception, entry: str) -
 async def test_removed_source_is_not_asked() -> None:
     log: list[str] = []
     gate = Gate()
-    scheduler = Scheduler(gate)
-    first, gone, last = (FakeSource(name, log, 1) for name in ("first", "gone", "last"))
+    scheduler = Scheduler(gate, clock := Clock())
+    first, gone, last = (FakeSource(name, log, 1, clock=clock) for name in ("first", "gone", "last"))
     async with running(scheduler):
         for source in (first, gone, last):
             scheduler.wake(source)
