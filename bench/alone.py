@@ -1,0 +1,109 @@
+"""Parts of the trip by themselves, each as a process: ``python -m bench.alone codec ...`` and ``... http ...``.
+
+codec: decode and encode the clip with the appliance's own settings, and nothing else. http: read a channel and write
+another with our own classes, the bytes and pieces of a trip that was, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+
+from gateway_shim.media.encode import Encoder, EncoderSettings
+from gateway_shim.trickle.connection import open_http
+from gateway_shim.trickle.publisher import OutgoingSegment, Publisher
+from gateway_shim.trickle.subscriber import Subscriber
+
+
+def codec(clip: Path, loops: int) -> dict[str, float]:
+    """CPU milliseconds a frame of the decoder and of the encoder, threads of theirs included."""
+    with av.open(str(clip)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+        extradata = container.streams.video[0].codec_context.extradata
+        width, height = container.streams.video[0].width, container.streams.video[0].height
+    decoder: av.VideoCodecContext = av.CodecContext.create("h264", "r")  # type: ignore[assignment]
+    decoder.extradata = extradata
+    decoder.thread_count, decoder.thread_type = 1, "SLICE"
+    encoder = Encoder(EncoderSettings(width, height, audio=False))
+    clock = time.process_time_ns
+    decoded_ns = encoded_ns = number = 0
+    # The writer of the transport stream is the trip's, not the codec's.
+    context = encoder._video
+    assert context is not None
+    encode = context.encode
+
+    class Timed:
+        @staticmethod
+        def encode(frame: av.VideoFrame | None) -> list[av.Packet]:
+            nonlocal encoded_ns
+            began = clock()
+            result = encode(frame)
+            encoded_ns += clock() - began
+            return result
+
+    encoder._video = Timed()  # type: ignore[assignment]
+    for _ in range(loops):
+        for data in packets:
+            packet = av.Packet(data)
+            began = clock()
+            frames = decoder.decode(packet)
+            decoded_ns += clock() - began
+            for frame in frames:
+                encoder.video(frame, number * 3000)
+                number += 1
+    return {"decode_ms": decoded_ns / 1e6 / number, "encode_ms": encoded_ns / 1e6 / number}
+
+
+async def http(subscribe_url: str, publish_url: str, script: dict[str, Any]) -> None:
+    """``script``: ``units``, bytes of each frame on the way in; ``chunks``, of each on the way out; ``segment``,
+    frames of an output segment. A frame's bytes go out when its last byte has come in, as the appliance writes them.
+    """
+    units, chunks, per_segment = script["units"], script["chunks"], script["segment"]
+    payload = bytes(max(chunks))
+    received = due = at = 0
+    async with (
+        open_http() as session,
+        Publisher(session, publish_url, content_type="video/mp2t", resume=True) as publisher,
+        Subscriber(session, subscribe_url, start=0) as subscriber,
+    ):
+        outgoing: OutgoingSegment | None = None
+        due = units[0]
+        async for segment in subscriber:
+            async for data in segment:
+                received += len(data)
+                while at < len(units) and received >= due:
+                    if at % per_segment == 0:
+                        if outgoing is not None:
+                            await outgoing.finish()
+                        outgoing = await publisher.open_segment()
+                    assert outgoing is not None
+                    await outgoing.write(payload[: chunks[at]])
+                    at += 1
+                    due += units[at] if at < len(units) else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.alone", description=__doc__)
+    parts = parser.add_subparsers(dest="part", required=True)
+    part = parts.add_parser("codec")
+    part.add_argument("clip", type=Path)
+    part.add_argument("--loops", type=int, default=1)
+    part = parts.add_parser("http")
+    part.add_argument("subscribe_url")
+    part.add_argument("publish_url")
+    part.add_argument("plan", type=Path)
+    arguments = parser.parse_args()
+    if arguments.part == "codec":
+        print(json.dumps(codec(arguments.clip, arguments.loops)))
+    else:
+        asyncio.run(http(arguments.subscribe_url, arguments.publish_url, json.loads(arguments.plan.read_text())))
+
+
+if __name__ == "__main__":
+    main()
