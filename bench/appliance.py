@@ -142,6 +142,10 @@ class Appliance:
             "HEADRACE_TRICKLE_HOSTS": "*",
             "HEADRACE_LOG_LEVEL": "warning",
             "HEADRACE_ENGINE_LOG_LEVEL": "warning",
+            # Threads of a codec would be work that no watch sees.
+            "HEADRACE_ENCODER_PRESET": "superfast",
+            "HEADRACE_CODEC": "cpu",
+            "HEADRACE_CODEC_THREADS": "1",
             "CAPABILITY_CAPACITY": "16",
             "HEADRACE_ENGINE_MAX_SESSIONS": "16",
             "COMFYUI_DIR": comfyui,

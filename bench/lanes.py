@@ -1,0 +1,159 @@
+"""What it costs to bring pictures to the engine and back: our client, the real engine process, a session that echoes.
+
+Four pictures there and back, then the next four. CPU of both processes, against memcpy of the same bytes there and
+back in the same run. The bytes lane also counts in CPU seconds per gigabyte, each byte once per direction; a message
+of it holds one picture, as the shim sends them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from gateway_shim.engine_client import EngineClient, EngineSession
+from proto import engine_pb2 as pb
+
+from . import material
+from .appliance import Appliance, WrongOutput, cpu_s, running
+
+BATCH = 4
+ROUNDS, QUICK_ROUNDS = 9, 5
+#: Batches of a round: enough that the clock of a process, and what it does by the way, do not matter.
+BATCHES = 12
+#: Pictures in turn, so that none is in a cache from the last time.
+POOL = 16
+SIZES = ("720p", "1080p")
+GOALS = {"bytes": 1.3, "shm": 2.0}
+
+
+def pictures(width: int, height: int) -> list[bytes]:
+    rng = np.random.default_rng(1)
+    first = rng.integers(16, 236, width * height * 3 // 2, np.uint8)
+    return [np.roll(first, 977 * number).tobytes() for number in range(POOL)]
+
+
+def memcpy_ms(planes: Sequence[bytes], rounds: int) -> list[float]:
+    """CPU milliseconds a picture, there and back."""
+    sources = [np.frombuffer(data, np.uint8) for data in planes]
+    there = [np.empty_like(source) for source in sources]
+    back = [np.empty_like(source) for source in sources]
+    took = []
+    for number in range(rounds + 1):  # the first one touches the pages
+        began = cpu_s(os.getpid())
+        for _ in range(BATCHES * BATCH // POOL):
+            for source, one, other in zip(sources, there, back, strict=True):
+                np.copyto(one, source)
+                np.copyto(other, one)
+        if number:
+            took.append(1000 * (cpu_s(os.getpid()) - began) / (BATCHES * BATCH))
+    return took
+
+
+class BytesLane:
+    """Planes in the messages, a picture in each."""
+
+    def __init__(self, session: EngineSession, planes: Sequence[bytes]) -> None:
+        self._session = session
+        self._planes = planes
+        self._responses = session.responses()
+        self._sent = 0
+
+    async def batch(self, *, compare: bool) -> None:
+        """Four pictures there and back. Raises WrongOutput; compare: their bytes too, which takes time."""
+        session, first = self._session, self._sent
+        while session.credits < BATCH:
+            await anext(self._responses)
+        for number in range(first, first + BATCH):
+            await session.send([pb.Frame(frame_id=number, pts=number, planes=self._planes[number % POOL])])
+        self._sent += BATCH
+        answered = first
+        while answered < self._sent:
+            response = await anext(self._responses)
+            for result in response.results.results:
+                planes = result.picture.planes
+                if result.frame_id != answered or not planes:
+                    raise WrongOutput(f"frame {answered} was answered with {result.frame_id}, {len(planes)} bytes")
+                if compare and planes != self._planes[answered % POOL]:
+                    raise WrongOutput(f"the answer to frame {answered} is not the picture that was sent")
+                answered += 1
+
+
+async def lane_ms(appliance: Appliance, client: EngineClient, size: str, rounds: int) -> list[float]:
+    """CPU milliseconds a picture, both processes, of each round."""
+    width, height = material.SIZES[size]
+    planes = pictures(width, height)
+    video = pb.VideoFormat(width=width, height=height)
+    took = []
+    async with client.open(pb.OpenSession(session_id=f"lane-{size}", video=video, max_batch=BATCH)) as session:
+        lane: Any = BytesLane(session, planes)
+        for number in range(rounds + 1):
+            began = cpu_s(os.getpid()) + cpu_s(appliance.engine_pid)
+            for _ in range(BATCHES):
+                await lane.batch(compare=number == 0)
+            if number:
+                used = cpu_s(os.getpid()) + cpu_s(appliance.engine_pid) - began
+                took.append(1000 * used / (BATCHES * BATCH))
+    return took
+
+
+async def run(appliance: Appliance, *, quick: bool = False, sizes: Sequence[str] = SIZES) -> dict[str, float]:
+    """``lane_bytes_s_per_gb`` (of 1080p) and each lane's ``_ms`` a picture with its ratio to memcpy."""
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    results: dict[str, float] = {}
+    async with EngineClient(appliance.address) as client:
+        await client.ready()
+        for size in sizes:
+            width, height = material.SIZES[size]
+            copied = median(memcpy_ms(pictures(width, height), rounds))
+            carried = median(await lane_ms(appliance, client, size, rounds))
+            results[f"lane_memcpy_{size}_ms"] = copied
+            results[f"lane_bytes_{size}_ms"] = carried
+            results[f"lane_bytes_{size}_x_memcpy"] = carried / copied
+            gigabytes = 2 * width * height * 1.5 / 1e9
+            results[f"lane_bytes_{size}_s_per_gb"] = carried / 1000 / gigabytes
+        results["lane_bytes_s_per_gb"] = results[f"lane_bytes_{sizes[-1]}_s_per_gb"]
+    return results
+
+
+def used_ms(results: Mapping[str, float]) -> dict[str, float]:
+    """Milliseconds a picture of the lane that a trip takes, by size, as far as they are known."""
+    return {size: results[f"lane_bytes_{size}_ms"] for size in SIZES if f"lane_bytes_{size}_ms" in results}
+
+
+def table(results: Mapping[str, float]) -> str:
+    lines = ["lanes, batches of four there and back, CPU of both processes", ""]
+    lines.append(f"{'':20}{'ms':>9}{'x memcpy':>10}{'s/GB':>8}")
+    for size in SIZES:
+        for lane in ("bytes", "shm"):
+            if f"lane_{lane}_{size}_ms" in results:
+                ratio = results[f"lane_{lane}_{size}_x_memcpy"]
+                per_gb = results.get(f"lane_{lane}_{size}_s_per_gb")
+                tail = f"{per_gb:8.2f}" if per_gb is not None else ""
+                lines.append(f"{lane + ' ' + size:20}{results[f'lane_{lane}_{size}_ms']:9.2f}{ratio:10.1f}{tail}")
+    lines.append(f"goals: bytes {GOALS['bytes']} s/GB, shared memory {GOALS['shm']} x memcpy")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.lanes", description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args(argv)
+
+    async def go() -> dict[str, float]:
+        async with running() as appliance:
+            return await run(appliance, quick=arguments.quick)
+
+    results = asyncio.run(go())
+    print(table(results))
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The parts of the benchmarks on small inputs: what they count is right, and a wrong output is no figure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from bench import alone, appliance, lanes, latency, material, trip
+from bench.timed import Page
+from gateway_shim.localnet import numbered, probe
+from gateway_shim.localnet.source import Published
+from gateway_shim.media.encode import Encoder, EncoderSettings
+
+WIDTH, HEIGHT = 128, 96
+
+
+def encoded(path: Path, numbers: list[int]) -> tuple[Path, list[int]]:
+    """A stream of ours, and the sizes of its writes."""
+    encoder = Encoder(EncoderSettings(WIDTH, HEIGHT, audio=False, segment_s=0.5))
+    content = material.Content(WIDTH, HEIGHT)
+    chunks = []
+    for at, number in enumerate(numbers):
+        frame = av.VideoFrame.from_ndarray(content.planes(number), format="yuv420p")
+        chunks += encoder.video(frame, 126_000 + at * 3000)
+    chunks += encoder.flush()
+    path.write_bytes(b"".join(chunk.data for chunk in chunks))
+    return path, [len(chunk.data) for chunk in chunks]
+
+
+def watched(path: Path, frames: int) -> appliance.Watched:
+    pts = [126_000 + at * 3000 for at in range(frames)]
+    arrivals = probe.Arrivals(video=[(each, 0.0) for each in pts])
+    return appliance.Watched([], Published(dict.fromkeys(pts, 0.0)), arrivals, path, [], {"processed": frames})
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return material.write_size(tmp_path / "clip.mp4", WIDTH, HEIGHT, 400_000)
+
+
+def test_a_clip_carries_its_numbers_and_goes_over_into_itself(clip: Path) -> None:
+    numbers = probe.numbers(clip)
+    assert sorted(numbers.by_pts.values()) == list(range(material.FRAMES))
+    content = material.Content(WIDTH, HEIGHT)
+    luma = [content.planes(number)[HEIGHT // 4 : HEIGHT].astype(int) for number in (0, 1, material.FRAMES - 1)]
+    steps = [float(np.abs(luma[0] - other).mean()) for other in luma[1:]]
+    assert steps[1] < 2 * steps[0], "the seam of the loop is no cut"
+
+
+def test_the_pieces_of_an_output_are_its_writes(tmp_path: Path) -> None:
+    path, sizes = encoded(tmp_path / "out.ts", list(range(40)))
+    assert trip.pieces(path.read_bytes()) == sizes
+
+
+def test_a_right_output_passes(tmp_path: Path, clip: Path) -> None:
+    path, _ = encoded(tmp_path / "out.ts", list(range(30)))
+    assert appliance.check(watched(path, 30), 30, clip) < appliance.MAX_MEAN_ERROR
+
+
+@pytest.mark.parametrize(
+    ("numbers", "frames", "says"),
+    [
+        ([*range(12), 13, *range(13, 30)], 30, "carries number"),
+        (list(range(29)), 30, "can be decoded"),
+    ],
+)
+def test_a_wrong_output_is_no_figure(tmp_path: Path, clip: Path, numbers: list[int], frames: int, says: str) -> None:
+    path, _ = encoded(tmp_path / "out.ts", numbers)
+    with pytest.raises(appliance.WrongOutput, match=says):
+        appliance.check(watched(path, frames), frames, clip)
+
+
+def test_frames_that_were_not_processed_are_no_figure(tmp_path: Path, clip: Path) -> None:
+    path, _ = encoded(tmp_path / "out.ts", list(range(30)))
+    found = watched(path, 30)
+    found.frames["processed"] = 29
+    with pytest.raises(appliance.WrongOutput, match="not all were processed"):
+        appliance.check(found, 30, clip)
+
+
+def test_another_picture_with_the_right_number_is_no_figure(tmp_path: Path) -> None:
+    path, _ = encoded(tmp_path / "out.ts", list(range(30)))
+    other = numbered.write_clip(tmp_path / "other.mp4", frames=material.FRAMES, width=WIDTH, height=HEIGHT)
+    with pytest.raises(appliance.WrongOutput, match="levels"):
+        appliance.check(watched(path, 30), 30, other)
+
+
+def test_time_is_that_of_the_calling_thread(tmp_path: Path) -> None:
+    page = Page(tmp_path / "page", create=True)
+    slept = page.timed("decode", lambda: time.sleep(0.05))
+
+    def busy() -> None:
+        until = time.thread_time() + 0.05
+        while time.thread_time() < until:
+            pass
+
+    worked = page.timed("encode", busy)
+    threads = [threading.Thread(target=call) for call in (slept, worked)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    read = Page(tmp_path / "page").read()
+    assert read["decode"][1] == read["encode"][1] == 1
+    assert read["decode"][0] < 20e6
+    assert 50e6 <= read["encode"][0] < 80e6
+
+
+def test_cpu_of_another_process_is_its_own() -> None:
+    code = "import time; end = time.process_time() + 0.2\nwhile time.process_time() < end: pass\nprint(1); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert 0.2 <= appliance.cpu_s(process.pid) < 1.5
+        assert appliance.memory_bytes(process.pid) > 1e6
+        process.communicate("\n")
+
+
+def reading(frames: int, scale: float) -> appliance.Reading:
+    stages = {
+        "decode": 2.0,
+        "encode": 6.0,
+        "ts": 0.1,
+        "mux": 0.1,
+        "copy": 0.2,
+        "forward": 0.5,
+        "graph": 0.1,
+        "back": 0.5,
+    }
+    ns = {name: int(value * frames * scale * 1e6) for name, value in stages.items()}
+    return appliance.Reading(frames / 30, frames, 9.0e-3 * frames * scale, 1.5e-3 * frames * scale, ns, {})
+
+
+def test_the_ratio_leaves_out_codec_and_http() -> None:
+    rows = trip.per_frame([reading(frames, 1.0) for frames in (20, 40, 60, 80)])
+    found = trip.figures(rows, 0.4, "trip_overhead", "720p")
+    assert found["trip_overhead_720p_x_codec"] == pytest.approx((9.0 + 1.5 - 8.0 - 0.4) / 8.0)
+    parts = trip.stages(rows, 0.4, 0.3, "720p")
+    total = parts.pop("cpu_total_720p_ms")
+    assert sum(parts.values()) == pytest.approx(total)
+    assert total == pytest.approx(10.5)
+
+
+def test_codec_alone_gives_milliseconds(clip: Path) -> None:
+    found = alone.codec(clip, 1)
+    assert 0 < found["decode_ms"] < 50
+    assert 0 < found["encode_ms"] < 50
+
+
+def moments(frames: int) -> dict[str, dict[int, tuple[float, ...]]]:
+    return {
+        "came": {at: (at / 30,) for at in range(frames)},
+        "decoded": {at: (at / 30 + 0.002, at / 30 + 0.005) for at in range(frames)},
+        "left": {at: (at / 30 + 0.020,) for at in range(frames)},
+    }
+
+
+def test_latency_is_from_the_last_byte_in_to_the_picture_out() -> None:
+    found = latency.inside(moments(40), 40, "inside_720p")
+    assert found["latency_inside_720p_p50_ms"] == pytest.approx(20)
+    assert found["decode_lag_inside_720p_ms"] == pytest.approx(2)
+
+
+def test_a_frame_without_its_times_is_no_figure() -> None:
+    gap = moments(40)
+    del gap["left"][20]
+    with pytest.raises(appliance.WrongOutput, match="39 of 40"):
+        latency.inside(gap, 40, "inside_720p")
+
+
+def test_moments_are_read_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "moments"
+    path.write_text("came 3000 1.5\ndecoded 3000 1.6 1.7\nleft 3000 1.8\n")
+    assert latency.read(path) == {"came": {3000: (1.5,)}, "decoded": {3000: (1.6, 1.7)}, "left": {3000: (1.8,)}}
+
+
+def test_memcpy_there_and_back_takes_time() -> None:
+    assert all(value > 0 for value in lanes.memcpy_ms(lanes.pictures(WIDTH, HEIGHT), 2))
+
+
+def test_the_command_line_refuses_parts_that_are_none() -> None:
+    root = Path(appliance.__file__).parents[1]
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench", "--only", "kernels,fun"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert "fun" in ran.stderr
+
+
+def test_committed_results_are_flat() -> None:
+    folder = Path(appliance.__file__).parent / "results"
+    for path in folder.glob("*.json"):
+        values = json.loads(path.read_text())
+        assert all(isinstance(value, int | float) for value in values.values()), path.name
