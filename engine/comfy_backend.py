@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -33,6 +34,7 @@ from .executor import settle_heap
 from .graph import overrides as graph_overrides
 from .graph.comfy import ComfyHost, ComfyUnavailable
 from .graph.device import DeviceInfo
+from .graph.device_pixels import ON_CPU, Placement, placement
 from .graph.policy import Policy
 from .graph.runner import NodeFailed, Runner, TickInput, TickInterrupted, TickOutput
 from .graph.schema import NodeDefinition
@@ -65,13 +67,17 @@ def default_threads() -> int:
     return min(max(len(os.sched_getaffinity(0)) - 1, 1), MAX_THREADS)
 
 
+def _is_out_of_memory(exc: NodeFailed) -> bool:
+    return exc.exception.endswith("MemoryError")
+
+
 @contextlib.contextmanager
 def _graph_failures() -> Iterator[None]:
     """What the graph layer raises, as sessions know it."""
     try:
         yield
     except NodeFailed as exc:
-        code = "out_of_memory" if exc.exception.endswith("MemoryError") else "node_failed"
+        code = "out_of_memory" if _is_out_of_memory(exc) else "node_failed"
         raise GraphFailed(
             exc.message, code=code, node_id=exc.node_id, class_type=exc.class_type, exception=exc.exception
         ) from exc
@@ -88,13 +94,13 @@ class ComfyGraph:
 
     inline: Final = False
 
-    def __init__(self, runner: Runner, prompt: Prompt, video: VideoFormat) -> None:
+    def __init__(self, runner: Runner, prompt: Prompt, video: VideoFormat, place: Placement = ON_CPU) -> None:
         runner.load(prompt)
         self._runner = runner
         self._prompt = prompt
         self._video = video
         colour = cext.Colour(matrix=video.matrix, full_range=video.full_range)
-        self._converter = Converter(video.pixel_format, colour)
+        self._converter = Converter(video.pixel_format, colour, place)
         self._workflow = Workflow(prompt)
         self._texts = Texts(prompt)
         self._waveform = silence(buffer_samples(prompt, SILENCE_RATE), 2)
@@ -120,7 +126,16 @@ class ComfyGraph:
                 self._texts.follow(prompt)
             tick = self._tick_input(frames, sound)
             ready = time.perf_counter_ns()
-            output = self._runner.tick(tick)
+            try:
+                output = self._runner.tick(tick)
+            except NodeFailed as exc:
+                if tick.images is None or not self._converter.may_return or _is_out_of_memory(exc):
+                    raise
+                # Nodes that go through NumPy, or join the picture with one on the CPU, take no IMAGE on the device.
+                self._converter.return_to_cpu()
+                tick = replace(tick, images=self._images(frames))
+                output = self._runner.tick(tick)
+                logger.info("pixels of this graph are converted on the CPU from here on: %s", exc)
             # The graph has let go of its input now; only then may its memory be used again.
             del tick
             ran = time.perf_counter_ns()
@@ -152,10 +167,7 @@ class ComfyGraph:
         return True
 
     def _tick_input(self, frames: Sequence[FrameIn], sound: Sound | None) -> TickInput:
-        images = None
-        if frames and self._workflow.image_inputs:
-            planes = [frame.planes for frame in frames]
-            images = self._converter.to_images(planes, self._video.width, self._video.height)
+        images = self._images(frames) if frames and self._workflow.image_inputs else None
         if sound is not None:
             self._buffers += 1
             self._waveform = to_waveform(sound.samples, sound.format.channels)
@@ -167,6 +179,9 @@ class ComfyGraph:
             self._sample_rate,
             self._buffers or SILENT_BUFFER,
         )
+
+    def _images(self, frames: Sequence[FrameIn]) -> torch.Tensor:
+        return self._converter.to_images([frame.planes for frame in frames], self._video.width, self._video.height)
 
     def _sound_of(self, output: TickOutput, sound: Sound | None) -> tuple[Sound | None, str]:
         """The graph's sound in the place of the one it took. Without one, what came is the last buffer once more."""
@@ -199,6 +214,7 @@ class ComfyBackend:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._host: ComfyHost | None = None
+        self._placement = ON_CPU
 
     def load(self) -> ComfyInfo:
         settings = self._settings
@@ -215,6 +231,9 @@ class ComfyBackend:
             raise LoadFailed(str(exc)) from exc
         host.policy = Policy(settings.allow_nodes, settings.deny_nodes)
         self._host = host
+        page_locked = Placement(page_locked=host.torch_device.type == "cuda")
+        by_cpu = Converter(placement=page_locked).to_images
+        self._placement = placement(settings.convert, host.torch_device, by_cpu)
         return ComfyInfo(host.version, len(host.definitions), host.failed_packs)
 
     def device(self) -> DeviceInfo:
@@ -238,7 +257,7 @@ class ComfyBackend:
     def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Building:
         began = time.monotonic()
         report(Stage("planning"))
-        graph = ComfyGraph(self._loaded.new_runner(self._settings.runner), prompt, video)
+        graph = ComfyGraph(self._loaded.new_runner(self._settings.runner), prompt, video, self._placement)
         frames = self._settings.warm_up_frames
         planes = bytes([WARM_UP_LEVEL]) * video.frame_bytes
         checked, _ = self._loaded.checked(prompt)  # with the values that the nodes will get

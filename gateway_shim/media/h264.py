@@ -77,9 +77,9 @@ class H264Encoder:
         except av.FFmpegError as exc:
             if self.name == X264:
                 raise
-            self._to_x264(f"{self.name} failed: {exc}")
-            frame.pict_type = PictureType.I
-            packets += self._context.encode(frame)
+            self._note(f"{self.name} failed: {exc}")
+            self._context = self._open()
+            packets += self._context.encode(frame)  # the first one of an encoder is an IDR picture
         self._preset.spent(self._clock() - began, interval_s)
         return packets
 
@@ -113,10 +113,6 @@ class H264Encoder:
             except (av.FFmpegError, ValueError) as exc:  # the driver's limit of sessions, or of sizes
                 self._note(f"{NVENC} does not open: {exc}")
         return open_x264(settings, self._bit_rate, rate, self._preset.now)
-
-    def _to_x264(self, reason: str) -> None:
-        self._note(reason)
-        self._context = self._open()
 
     def _note(self, reason: str) -> None:
         self.name, self.fallback = X264, reason
