@@ -178,6 +178,7 @@ class ComfyGraph:
             self._waveform,
             self._sample_rate,
             self._buffers or SILENT_BUFFER,
+            self._workflow.takes_mask,
         )
 
     def _images(self, frames: Sequence[FrameIn]) -> torch.Tensor:

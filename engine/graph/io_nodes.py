@@ -82,7 +82,9 @@ class LoadTensor(_Live):
         images = _exchange().tick.images
         if images is None:
             raise RuntimeError("there is no live picture; the session was opened without video")
-        return images, images.new_zeros(images.shape[:3])
+        shape = images.shape[:3]
+        # Fresh memory for a mask costs 0.3 ms at 720p, as much as a conversion; hardly any graph takes it.
+        return images, images.new_zeros(shape) if _exchange().tick.takes_mask else images.new_zeros(()).expand(shape)
 
 
 class PrimaryInputLoadImage(LoadTensor):

@@ -24,6 +24,7 @@ class TickInput:
     audio: [channels, samples] float32, -1..1, as the waveform of ComfyUI's AUDIO without its batch; None: no audio.
     sample_rate: of ``audio``, samples per second and channel; 0 without audio.
     audio_number: another one for another ``audio``; what depends on sound alone runs when it changes. 0: always.
+    takes_mask: whether a node of the prompt takes the mask that comes with the picture.
     """
 
     images: torch.Tensor | None
@@ -31,6 +32,7 @@ class TickInput:
     audio: torch.Tensor | None = None
     sample_rate: int = 0
     audio_number: int = 0
+    takes_mask: bool = True
 
 
 @dataclass(frozen=True)

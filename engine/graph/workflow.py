@@ -67,6 +67,7 @@ class Workflow:
     audio_inputs: tuple[str, ...] = field(init=False)
     audio_outputs: tuple[str, ...] = field(init=False)
     text_outputs: tuple[str, ...] = field(init=False)
+    takes_mask: bool = field(init=False)  # of a live picture
 
     def __post_init__(self) -> None:
         def ids(class_type: str) -> tuple[str, ...]:
@@ -77,6 +78,9 @@ class Workflow:
         object.__setattr__(self, "audio_inputs", ids("LoadAudioTensor"))
         object.__setattr__(self, "audio_outputs", ids("SaveAudioTensor"))
         object.__setattr__(self, "text_outputs", ids("SaveTextTensor"))
+        values = (value for node in self.prompt.values() for value in node["inputs"].values())
+        takes_mask = any(is_link(value) and value[1] == 1 and value[0] in self.image_inputs for value in values)
+        object.__setattr__(self, "takes_mask", takes_mask)
 
     @property
     def is_pass_through(self) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.graph.runner import PassThroughRunner, TickInput
-from engine.graph.workflow import MAX_NODES, PASS_THROUGH, Finding, Severity, WorkflowError, parse
+from engine.graph.workflow import MAX_NODES, PASS_THROUGH, Finding, Severity, Workflow, WorkflowError, parse
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "workflows").glob("*.json"))
 
@@ -215,3 +215,21 @@ def test_examples_have_titles_and_live_ends(path):
 
 def test_there_are_examples():
     assert len(EXAMPLES) >= 4
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_the_mask_of_the_live_picture_is_memory_only_where_it_is_taken(taken: bool) -> None:
+    torch = pytest.importorskip("torch")
+    from engine.graph.io_nodes import LoadTensor, exchange_of
+    from engine.graph.runner import TickInput
+
+    prompt = {
+        "live": {"class_type": "LoadTensor", "inputs": {}},
+        "mask": {"class_type": "MaskToImage", "inputs": {"mask": ["live", 1] if taken else ["other", 1]}},
+        "other": {"class_type": "Other", "inputs": {"image": ["live", 0]}},
+    }
+    assert Workflow(prompt).takes_mask is taken
+    with exchange_of(TickInput(torch.ones(2, 4, 6, 3), takes_mask=taken)):
+        _, mask = LoadTensor().load()
+    assert torch.equal(mask, torch.zeros(2, 4, 6))
+    assert mask.is_contiguous() is taken
