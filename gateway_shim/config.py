@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from proto import engine_address, run_directory
 
 from . import options as read
+from .keys import BUDGET_MS, POLICIES
 from .options import Option, option
 
 #: Largest body the gateway passes on is 10 MiB (go-livepeer byoc/stream_gateway.go); the rest is headroom.
@@ -172,7 +173,20 @@ class Settings:
     )
     latency_budget_ms: int = field(
         default=400,
-        metadata=option("how late a frame may be", read.integer(20, 30_000), "milliseconds, 20 to 30000"),
+        metadata=option(
+            "how late a frame may be, in streams that do not say",
+            read.integer(*BUDGET_MS),
+            "milliseconds, 20 to 30000",
+        ),
+    )
+    fallback: str = field(
+        default="auto",
+        metadata=option(
+            "what viewers see while the graph gives nothing, in streams that do not say: auto: the last picture for "
+            "half a second, then the input; hold: the last picture, dimmed; overlay: that with the reason on it",
+            read.choice(*POLICIES),
+            ", ".join(POLICIES),
+        ),
     )
     encoder_preset: str = field(
         default="auto",

@@ -19,6 +19,8 @@ RESERVED = (
     "width",
     "height",
     "max_framerate",
+    "latency_budget_ms",
+    "fallback",
     "detect_out_resolution",
     "show_loading",
     "load_model",
@@ -31,6 +33,10 @@ ENVELOPE = ("stream_id", "gateway_request_id", "manifest_id", "model_id")
 MIN_SIDE, MAX_SIDE = 16, 8192
 #: Frames per second, ComfyStream's own range (comfystream src/comfystream/server/utils).
 MAX_FRAMERATE = 60
+#: Milliseconds. Below, a frame has no time to go anywhere; above, gateways have given up (protocol.md 1.8).
+BUDGET_MS = (20, 30_000)
+#: ``stream.fallback.Policy`` has what each is.
+POLICIES = ("auto", "passthrough", "hold", "overlay")
 
 
 class Keys:
@@ -68,12 +74,25 @@ class Keys:
         return width, height
 
     def framerate(self) -> int | None:
-        if self._values.get("max_framerate") is None:
+        return self._between("max_framerate", 1, MAX_FRAMERATE)
+
+    def latency_budget_ms(self) -> int | None:
+        return self._between("latency_budget_ms", *BUDGET_MS)
+
+    def fallback(self) -> str | None:
+        value = self._values.get("fallback")
+        if value is None or value in POLICIES:
+            return value
+        self._refuse("fallback", f"is {shown(value)}", f"one of {', '.join(POLICIES)}")
+        return None
+
+    def _between(self, key: str, least: int, most: int) -> int | None:
+        if self._values.get(key) is None:
             return None
-        allowed = f"a whole number from 1 to {MAX_FRAMERATE}"
-        value = self._whole("max_framerate", allowed)
-        if value is not None and not 1 <= value <= MAX_FRAMERATE:
-            self._refuse("max_framerate", f"is {value}", allowed)
+        allowed = f"a whole number from {least} to {most}"
+        value = self._whole(key, allowed)
+        if value is not None and not least <= value <= most:
+            self._refuse(key, f"is {value}", allowed)
             return None
         return value
 

@@ -38,6 +38,8 @@ class StartRequest:
     width: int | None = None  # pixels, even; None: whatever the session decides
     height: int | None = None
     max_framerate: int | None = None  # frames per second, 1..60
+    latency_budget_ms: int | None = None  # None: the setting's
+    fallback: str | None = None  # one of keys.POLICIES; None: the setting's
     detect_out_resolution: bool = True
     params: dict[str, Any] = field(default_factory=dict)  # as the caller gave them, unwrapped
     aliases: tuple[str, ...] = ()  # other names that callers know this stream by
@@ -58,6 +60,8 @@ class Update:
     width: int | None = None
     height: int | None = None
     max_framerate: int | None = None
+    latency_budget_ms: int | None = None
+    fallback: str | None = None
     show_loading: bool | None = None
     load_model: bool = False
 
@@ -95,6 +99,8 @@ def parse_start(body: Any, *, require_id: bool, default_id: str = "") -> StartRe
         width=width,
         height=height,
         max_framerate=keys.framerate(),
+        latency_budget_ms=keys.latency_budget_ms(),
+        fallback=keys.fallback(),
         detect_out_resolution=keys.switch("detect_out_resolution") is not False,
         params=params,
         aliases=aliases,
@@ -152,6 +158,8 @@ def parse_update(body: Any, prompt: Mapping[str, Any]) -> Update:
         width=width,
         height=height,
         max_framerate=keys.framerate(),
+        latency_budget_ms=keys.latency_budget_ms(),
+        fallback=keys.fallback(),
         show_loading=keys.switch("show_loading"),
         load_model=keys.switch("load_model") is True,
     )

@@ -21,6 +21,7 @@ from .media.hardware import Codecs, probe
 from .orchestrator.byoc import ByocRegistration
 from .orchestrator.registrar import Registrar, RegistrarTiming
 from .routes.context import CONTEXT, Context
+from .stream.fallback import Policy
 from .stream.manager import Streams
 from .stream.session import StreamSettings
 
@@ -78,6 +79,7 @@ async def running(settings: Settings) -> AsyncIterator[Shim]:
                 capacity=settings.capacity,
                 settings=StreamSettings(
                     latency_budget_s=settings.latency_budget_ms / 1000,
+                    fallback=Policy(settings.fallback),
                     pipeline=settings.pipeline,
                     input_timeout_s=settings.input_timeout_s,
                     preset=settings.encoder_preset,

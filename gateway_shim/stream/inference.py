@@ -17,8 +17,10 @@ from proto import engine_pb2 as pb
 from ..deaths import Death
 from ..engine_client import EngineClient, EngineSession, first_ready, pick
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
+from ..media.overlay import Notice
 from ..media.planes import frame_of, planes_of
 from .engine_sound import FORMAT, EngineSound
+from .estimate import Estimate
 from .events import Events
 from .ledger import Outcome, Rate
 from .mailbox import Entry, Mailbox
@@ -56,11 +58,6 @@ LOOK_AGAIN_S = 2.0
 
 ERROR_EVERY_S = 1.0
 
-#: Share of a new measurement in the running estimates of the engine's round trip and of its spread, and how many
-#: spreads are allowed for: TCP's way to a time-out that is rarely wrong (RFC 6298, with a quicker memory).
-ESTIMATE_SHARE = 0.2
-SPREADS = 2.0
-
 _DROP_REASONS = {
     pb.Dropped.REASON_LATE: "late",
     pb.Dropped.REASON_NO_OUTPUT: "no_output",
@@ -88,11 +85,12 @@ class Inference:
         self._engines = engines
         self._mailbox = mailbox
         self._events = events
-        self._budget_s = budget_s
+        self.budget_s = budget_s  # may change at any time
         self._on_text = on_text
+        self._stage: pb.Progress | None = None  # of the session that is being opened, or of an update
         self._sound = sound
         self.picture_size: tuple[int, int] | None = None  # of the graph's pictures, when the engine has said it
-        self._gives_pictures = True
+        self.gives_pictures = True
         self._format: pb.VideoFormat | None = None
         self._format_known = asyncio.Event()
         self._opened = asyncio.Event()
@@ -104,9 +102,8 @@ class Inference:
         self._attempts = 0
         self._proven = False  # a session opened with these parameters, or with what they were changed from
         self._logged_at: dict[str, float] = {}  # loop time by reason
-        self._round_trip_s = 0.0
-        self._spread_s = 0.0
-        self._sent_at: dict[int, float] = {}  # loop time by frame_id, of frames that the engine has
+        self.estimate = Estimate()
+        self._opened_budget_s = budget_s  # what the engine's session counts ages against
         self._progress_at: dict[str, float] = {}  # loop time by stage
         self._heard_at = 0.0  # loop time of the session's last message
         self._vain_deaths = 0  # sessions in a row that ended with their engine, without a picture
@@ -122,7 +119,6 @@ class Inference:
         self.last_error: str | None = None
         self.last_error_at: float | None = None  # loop time
         self.last_reopen_at: float | None = None  # loop time
-        self.graph_ms = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -132,6 +128,21 @@ class Inference:
     def refused(self) -> HeadraceError | None:
         """Why the workflow cannot run, while that lasts."""
         return self.parameters.refused
+
+    def notice(self) -> Notice:
+        """What to tell viewers who see no picture of the graph. In words of ours: errors of nodes name files."""
+        if self.refused is not None:
+            return Notice("The workflow does not run")
+        if self._session is not None:
+            return Notice("The graph gives no picture")
+        if pick(self._engines) is None:
+            return Notice("The engine is being restarted" if self._attempts else "The engine is starting")
+        stage = self._stage
+        if stage is None:
+            return Notice("The workflow is loading")
+        progress = stage.done / stage.total if stage.total else None
+        words = {pb.Progress.STAGE_WARMING: "warming up"}.get(stage.stage, "loading")
+        return Notice(f"The workflow is {words}", progress)
 
     def set_format(self, width: int, height: int, colour: pb.Colour) -> None:
         """Say what the frames look like; the session opens with the first picture."""
@@ -239,16 +250,18 @@ class Inference:
     async def _run_session(self, engine: EngineClient) -> None:
         assert self._format is not None
         loop = asyncio.get_running_loop()
+        self._opened_budget_s = self.budget_s
         request = pb.OpenSession(
             session_id=self._session_id(),
             wire_version=WIRE_VERSION,
             workflow_json=json.dumps(self.parameters.prompt),
             video=self._format,
             audio=FORMAT,
-            latency_budget_ms=round(self._budget_s * 1000),
+            latency_budget_ms=round(self._opened_budget_s * 1000),
         )
         # Frames wait for a session that opens at once; a graph that loads for long must not hold them up.
-        patience = loop.call_later(self._budget_s, self._mailbox.refuse, "loading")
+        self._stage = None
+        patience = loop.call_later(self.budget_s, self._mailbox.refuse, "loading")
         try:
             async with engine.open(request, self._on_progress) as session:
                 patience.cancel()
@@ -276,8 +289,7 @@ class Inference:
         self._finished.clear()
         self._take_ends(session.opened)
         self._engine, self._session = engine, session
-        self._round_trip_s = self._spread_s = 0.0
-        self._sent_at.clear()
+        self.estimate.reset()
         self._heard_at = asyncio.get_running_loop().time()
         self._mailbox.accept()
         self._opened.set()
@@ -311,19 +323,19 @@ class Inference:
                 async with asyncio.timeout(SUSPECT_EVERY_S):
                     await engine.gone()
                     raise EngineGone("the engine does not answer")
-            oldest = min(self._sent_at.values(), default=now())
-            if now() - max(oldest, self._heard_at) > SUSPECT_S and not self.parameters.is_updating:
+            if self.estimate.waiting_s(now(), self._heard_at) > SUSPECT_S and not self.parameters.is_updating:
                 engine.suspect()
 
     def _take_ends(self, opened: pb.SessionOpened) -> None:
         """What the workflow takes and gives."""
         size = opened.video_output.width, opened.video_output.height
         self.picture_size = size if all(size) else None
-        self._gives_pictures = opened.HasField("video_output")
+        self.gives_pictures = opened.HasField("video_output")
         self._sound.opened(opened)
 
     def _on_progress(self, progress: pb.Progress) -> None:
         self.parameters.heard()
+        self._stage = progress
         stage = pb.Progress.Stage.Name(progress.stage).removeprefix("STAGE_").lower()
         now = asyncio.get_running_loop().time()
         if now - self._progress_at.get(stage, -PROGRESS_EVERY_S) < PROGRESS_EVERY_S:
@@ -346,9 +358,9 @@ class Inference:
         now = asyncio.get_running_loop().time
         while True:
             await session.credit()
-            entry = await self._mailbox.take(self._round_trip_s + SPREADS * self._spread_s)
-            self._sent_at[entry.frame_id] = now()
-            await session.send([_frame(entry, now(), self._budget_s)])
+            entry = await self._mailbox.take(self.estimate.needed_s)
+            self.estimate.sent(entry.frame_id, now())
+            await session.send([_frame(entry, now(), self._opened_budget_s)])
 
     async def _read(self, session: EngineSession) -> None:
         now = asyncio.get_running_loop().time
@@ -386,7 +398,7 @@ class Inference:
             await self._finished.wait()
 
     def _settle(self, result: pb.FrameResult) -> None:
-        self._learn(result)
+        self.estimate.answered(result, asyncio.get_running_loop().time())
         match result.WhichOneof("outcome"):
             case "picture":
                 picture = result.picture
@@ -414,23 +426,10 @@ class Inference:
             case _:
                 reason = _DROP_REASONS.get(result.dropped.reason, "dropped")
                 self._mailbox.resolve(result.frame_id, Outcome.DROPPED, reason)
-                if reason == "no_output" and not self._gives_pictures:
+                if reason == "no_output" and not self.gives_pictures:
                     self.ever_processed = True  # that is all it can say of a frame
                     self._fruitful = True
                     self.rate.tick()
-
-    def _learn(self, result: pb.FrameResult) -> None:
-        """Every answer counts, the late ones above all: they say that frames must be sent earlier."""
-        sent_at = self._sent_at.pop(result.frame_id, None)
-        if sent_at is None:
-            return
-        took_s = asyncio.get_running_loop().time() - sent_at
-        if self._round_trip_s == 0.0:
-            self._round_trip_s, self._spread_s = took_s, took_s / 2
-        self._spread_s += ESTIMATE_SHARE * (abs(took_s - self._round_trip_s) - self._spread_s)
-        self._round_trip_s += ESTIMATE_SHARE * (took_s - self._round_trip_s)
-        if result.WhichOneof("outcome") == "picture":
-            self.graph_ms += ESTIMATE_SHARE * (result.graph_us / 1000 - self.graph_ms)
 
     # ---- parameters
 

@@ -43,6 +43,7 @@ class Output:
         *,
         has_audio: Callable[[], bool],
         settings: Callable[[Entry, bool], EncoderSettings],
+        fallback: Fallback | None = None,
         before_first: Callable[[], Awaitable[None]],
         on_first_segment: Callable[[], None] = lambda: None,
         name: str = "",
@@ -61,7 +62,7 @@ class Output:
         self._segment: OutgoingSegment | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._writing = asyncio.Lock()
-        self.fallback = Fallback()
+        self.fallback = fallback or Fallback()
         self.rate = Rate()
         self.segments = 0
         self.lost_segments = 0  # that the channel did not take

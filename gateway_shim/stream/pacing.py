@@ -24,7 +24,10 @@ class Pacer:
         due = pts + largest delay + budget.
 
     A frame that arrives in step with the others has exactly the budget; the last frame of a burst has the
-    burst's length more, which is when a viewer needs it.
+    burst's length more, which is when a viewer needs it. No frame waits longer than ``window_s`` and the budget: a
+    clock that jumps ahead would fill the mailbox with frames that nobody may have yet.
+
+    `budget_s` may change at any time.
     """
 
     def __init__(self, budget_s: float, window_s: float = WINDOW_S) -> None:
@@ -45,4 +48,4 @@ class Pacer:
         self._delays.append((arrived_at, delay))
         while self._delays[0][0] < arrived_at - self._window_s:
             self._delays.popleft()
-        return pts / TICKS + self._delays[0][1] + self.budget_s
+        return min(pts / TICKS + self._delays[0][1], arrived_at + self._window_s) + self.budget_s

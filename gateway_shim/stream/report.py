@@ -14,7 +14,7 @@ from .inference import Inference
 from .intake import Intake
 from .ledger import Ledger
 from .output import Output
-from .state import StreamFacts, StreamState, stream_state
+from .state import StreamFacts, StreamState, slow_hint, stream_state
 
 #: Parameters are repeated in every status, each ten seconds, to a gateway that keeps them in memory; a workflow of
 #: megabytes is named by its hash alone.
@@ -85,6 +85,7 @@ class Report:
         """The payload of the ``status`` event, ai-runner's shape and our counters beside it."""
         inference, intake, output = self._inference, self.intake, self.output
         now = now_ms()
+        sustainable = inference.estimate.sustainable_fps(self._clock())
         return {
             "type": "status",
             "pipeline": self._pipeline,
@@ -99,7 +100,9 @@ class Report:
                 "last_output_time": self._wall_ms(output.last_output_at if output else None),
                 "fps": round(output.rate.per_second, 1) if output else 0.0,
                 "processed_fps": round(inference.rate.per_second, 1),
-                "graph_ms": round(inference.graph_ms, 2),
+                "graph_ms": round(inference.estimate.graph_ms, 2),
+                "sustainable_fps": sustainable and round(sustainable, 1),
+                "hint": slow_hint(intake.rate.per_second if intake else 0.0, sustainable),
                 "last_params_update_time": self._params_at_ms,
                 "last_params": self._params or None,
                 "last_params_hash": self._params_hash,

@@ -31,6 +31,7 @@ from .av_sync import AudioGate
 from .control import ControlUpdates
 from .engine_sound import EngineSound
 from .events import Events
+from .fallback import Fallback, Policy
 from .generate import Generator
 from .inference import Inference
 from .intake import Decoded, Intake
@@ -76,7 +77,8 @@ _MATRICES = {"bt601": pb.Colour.MATRIX_BT601, "bt709": pb.Colour.MATRIX_BT709}
 class StreamSettings:
     """What the operator decided for every stream."""
 
-    latency_budget_s: float = 0.4
+    latency_budget_s: float = 0.4  # of streams that do not say
+    fallback: Policy = Policy.AUTO  # of streams that do not say
     preset: str = "auto"  # of x264, one of config.PRESETS, or auto
     bit_rate: int | None = None  # bits per second; None: from size and rate
     codecs: Codecs = ON_CPU  # what the machine has
@@ -101,7 +103,8 @@ class StreamSession:
         self._abandon_output = False
         self._ledger = Ledger()
         self._mailbox = Mailbox(MAX_WAITING_FRAMES)
-        self._pacer = Pacer(settings.latency_budget_s)
+        budget_s = request.latency_budget_ms / 1000 if request.latency_budget_ms else settings.latency_budget_s
+        self._pacer = Pacer(budget_s)
         self._sound = EngineSound(AudioGate())
         self._publisher: Publisher | None = None
         self._intake: Intake | None = None
@@ -116,9 +119,14 @@ class StreamSession:
             self._mailbox,
             self._events,
             request.workflow,
-            budget_s=settings.latency_budget_s,
+            budget_s=budget_s,
             sound=self._sound,
             on_text=self._on_text,
+        )
+        self._fallback = Fallback(
+            Policy(request.fallback) if request.fallback else settings.fallback,
+            gives_pictures=lambda: self._inference.gives_pictures,
+            notice=self._inference.notice,
         )
         self._report = Report(settings.pipeline, self._inference, self._ledger, request.params, self._loop.time)
         self._size: tuple[int, int] | None = (
@@ -206,6 +214,7 @@ class StreamSession:
             self._ledger,
             has_audio=lambda: self._intake is not None and self._intake.has_audio,
             settings=self._encoder_settings,
+            fallback=self._fallback,
             before_first=self._size_known,
             on_first_segment=lambda: self._events.trace("runner_send_first_processed_segment"),
             name=self.stream_id,
@@ -337,7 +346,7 @@ class StreamSession:
 
     def _on_sound(self, sound: Sound) -> None:
         # Sound may wait as long as its picture could; twice the budget covers a picture that was late itself.
-        self._sound.put(sound, self._loop.time() + 2 * self._settings.latency_budget_s + 1.0)
+        self._sound.put(sound, self._loop.time() + 2 * self._pacer.budget_s + 1.0)
 
     def _on_text(self, item: pb.TextItem) -> None:
         if self._data is not None:
@@ -399,6 +408,10 @@ class StreamSession:
             source = self._source
             if update.max_framerate is not None and source is not None:
                 source.max_framerate = update.max_framerate
+            if update.latency_budget_ms is not None:
+                self._pacer.budget_s = self._inference.budget_s = update.latency_budget_ms / 1000
+            if update.fallback is not None:
+                self._fallback.policy = Policy(update.fallback)
             shown = self._report.updated(body)
             facts = {"version": result.version, "effective_pts": result.effective_pts}
             self._events.send("params_updated", {"params": shown, **facts})

@@ -18,6 +18,9 @@ RECENT_RESTART_S = 60.0
 INPUT_ERROR_S = 90.0
 SETTLING_S = 3.0
 
+#: Of the input's rate: a graph that does this share of it is not called slow, since both are measured.
+FAST_ENOUGH_SHARE = 0.95
+
 
 class StreamState(StrEnum):
     LOADING = "LOADING"
@@ -70,3 +73,13 @@ def stream_state(facts: StreamFacts) -> StreamState:
     if settled and facts.input_fps < LOW_INPUT_FPS:
         return StreamState.DEGRADED_INPUT
     return StreamState.ONLINE
+
+
+def slow_hint(input_fps: float, sustainable_fps: float | None) -> str | None:
+    """What to tell the operator of a graph that is slower than its input; None otherwise."""
+    if sustainable_fps is None or sustainable_fps >= FAST_ENOUGH_SHARE * input_fps:
+        return None
+    return (
+        f"the graph does {sustainable_fps:.1f} of {input_fps:.1f} frames a second, the last picture stands in for "
+        f"the others; with max_framerate {max(int(sustainable_fps), 1)} each would be one of its own"
+    )

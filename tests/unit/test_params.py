@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from gateway_shim.errors import InvalidRequest, MalformedRequest, Violation
 from gateway_shim.json_text import read_json
+from gateway_shim.keys import POLICIES
 from gateway_shim.params import Update, check_hosts, nodes_of, parse_start, parse_update
+from gateway_shim.stream.fallback import Policy
 
 WORKFLOW: dict[str, Any] = {
     "1": {"class_type": "LoadTensor", "inputs": {}},
@@ -201,6 +203,26 @@ def test_frame_rates(value: Any) -> None:
 @pytest.mark.parametrize("wrong", [0, 61, -1, 29.97, "x", True, [], 10**400])
 def test_wrong_frame_rates_are_named(wrong: Any) -> None:
     assert paths({"max_framerate": wrong}) == ["max_framerate"]
+
+
+@pytest.mark.parametrize("value", [20, 30_000, "400", 1e3])
+def test_latency_budgets(value: Any) -> None:
+    assert start({"latency_budget_ms": value}).latency_budget_ms == int(float(value))
+    assert parse_update({"latency_budget_ms": value}, WORKFLOW).latency_budget_ms == int(float(value))
+
+
+@pytest.mark.parametrize("wrong", [0, 19, 30_001, -400, 0.4, "fast", True, []])
+def test_wrong_latency_budgets_are_named(wrong: Any) -> None:
+    assert paths({"latency_budget_ms": wrong}) == ["latency_budget_ms"]
+
+
+def test_fallback_policies_are_four_and_the_same_everywhere() -> None:
+    assert [policy.value for policy in Policy] == list(POLICIES)
+    for policy in POLICIES:
+        assert start({"fallback": policy}).fallback == policy
+        assert parse_update({"fallback": policy}, WORKFLOW).fallback == policy
+    for wrong in ("black", "HOLD", 1, True, ["hold"], {}, ""):
+        assert paths({"fallback": wrong}) == ["fallback"]
 
 
 @pytest.mark.parametrize(

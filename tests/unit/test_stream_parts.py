@@ -106,7 +106,7 @@ def test_sound_waiting_for_a_picture_that_never_comes_is_bounded() -> None:
 
 
 def test_a_late_frame_repeats_the_last_picture_then_passes_through() -> None:
-    fallback = Fallback(0.5)
+    fallback = Fallback(hold_s=0.5)
     good = entry(0)
     good.outcome, good.result = Outcome.PROCESSED, PROCESSED
     late = [entry(number) for number in range(1, 30)]
