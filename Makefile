@@ -12,13 +12,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Errors only: what an index of this machine lacks is no news to whoever runs `make demo`.
 PIP := $(BIN)/pip install -qq
 
-.PHONY: help install comfyui demo test lint bench settings clean
+.PHONY: help install comfyui demo test lint bench soak chaos settings clean
 
 help:
 	@echo "make demo     a real clip through a real ComfyUI graph on a small network on this machine; see demo-out/"
 	@echo "make test     everything that CI runs"
 	@echo "make lint     ruff, mypy, import contracts"
 	@echo "make bench    performance as ratios within one run; QUICK=1 for a shorter one, BENCH='--json FILE' for figures"
+	@echo "make soak     MINUTES=n of steady load; GRAPH=slow: 60 fps into a graph of 7"
+	@echo "make chaos    SEED=n random faults, replayable; KILLS=10 SECONDS=120; RUNS=200 JOBS=2; see docs/chaos.md"
 	@echo "make settings writes docs/settings.md from the code"
 	@echo "make comfyui  the embedded default ComfyUI (GPL-3.0), into .comfyui/, for the engine only"
 	@echo "make install  the virtual environment $(VENV) with everything in it"
@@ -90,8 +92,19 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed .comfyui/.installed
 	$(BIN)/python -m bench $(BENCH)
 
+# docs/chaos.md. CHAOS="..." for more arguments of `python -m tests.chaos`.
+CHAOS_OPTIONS = $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(KILLS),--kills $(KILLS)) \
+  $(if $(RUNS),--runs $(RUNS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(GRAPH),--graph $(GRAPH)) \
+  $(if $(FAULTS),--faults $(FAULTS)) $(if $(PLAN),--plan $(PLAN)) $(CHAOS)
+
+chaos: $(VENV)/.installed
+	$(BIN)/python -m tests.chaos $(CHAOS_OPTIONS)
+
+soak: $(VENV)/.installed
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),30) $(CHAOS_OPTIONS)
+
 settings: $(VENV)/.installed
 	$(BIN)/python -m tests.readme > docs/settings.md
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .comfyui* .demo* demo-out proto/*_pb2* cext/*.so cext/_pixels.c
+	rm -rf build dist *.egg-info $(VENV) .comfyui* .demo* demo-out chaos-out proto/*_pb2* cext/*.so cext/_pixels.c

@@ -86,15 +86,20 @@ def state_body(facts: Facts) -> dict[str, Any]:
     }
 
 
-def status_body(facts: Facts, streams: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def status_body(
+    facts: Facts, streams: Mapping[str, Mapping[str, Any]], *, tasks: int, threads: int
+) -> dict[str, Any]:
     """``GET /stream/status``: the state object, what pytrickle adds to it, and each stream's own status event.
 
-    streams: stream id -> status event (protocol.md 4.7). ``fps`` and ``current_params`` are those of the only stream,
-    or null: peers that read them know of one stream.
+    streams: stream id -> status event (protocol.md 4.7). tasks, threads: of the process; what a stream began ends
+    with it, so that two idle moments show the same numbers. ``fps`` and ``current_params`` are those of the only
+    stream, or null: peers that read them know of one stream.
     """
     only = next(iter(streams.values())) if len(streams) == 1 else {}
     inference = only.get("inference_status") or {}
-    return state_body(facts) | {
+    state = state_body(facts)
+    state["additional_info"] |= {"tasks": tasks, "threads": threads}
+    return state | {
         "client_active": bool(streams),
         "fps": inference.get("fps"),
         "current_params": inference.get("last_params"),

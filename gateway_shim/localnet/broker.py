@@ -104,9 +104,11 @@ class Broker:
             channel.close()
         return channel is not None
 
-    async def restart(self) -> None:
-        """Lose every connection and every channel, as a server that crashed and came back."""
-        channels, self._channels = self._channels, {}
+    async def restart(self, *, memory: bool = False) -> None:
+        """Lose every connection, and without ``memory`` every channel, as a server that crashed and came back."""
+        channels: dict[str, Channel] = {}
+        if not memory:
+            channels, self._channels = self._channels, {}
         for request in list(self._open.values()):
             _reset(request)
         for channel in channels.values():

@@ -1,4 +1,5 @@
-"""Misbehaviour of the network and of peers, on order: each fault hits the next request that matches it, once."""
+"""Misbehaviour of the network and of peers, on order: each fault hits the next request that matches it, once. A limit
+of bandwidth hits all that begin while it lasts."""
 
 from __future__ import annotations
 
@@ -7,7 +8,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["reset", "stall", "corrupt", "answer"]
+Kind = Literal["reset", "stall", "corrupt", "answer", "limit"]
+
+
+#: What a limited connection lets through at once: one packet of Ethernet.
+_PIECE_BYTES = 1400
 
 
 class Dropped(ConnectionError):
@@ -26,6 +31,8 @@ class Fault:
     seconds: float | None = None  # of a stall; None: until released
     length: int = 0  # bytes to corrupt
     status: int = 0
+    bytes_per_s: int = 0  # of a limit
+    until: float = 0.0  # loop time at which a limit ends
     taken: asyncio.Event = field(default_factory=asyncio.Event)
     _released: asyncio.Event = field(default_factory=asyncio.Event)
     _passed: int = 0  # body bytes so far
@@ -45,6 +52,12 @@ class Fault:
             first = min(max(self.after_bytes - start, 0), len(data))
             last = min(max(self.after_bytes + self.length - start, 0), len(data))
             yield data[:first] + bytes(byte ^ 0xFF for byte in data[first:last]) + data[last:]
+        elif self.kind == "limit":
+            for at in range(0, len(data), _PIECE_BYTES):
+                piece = data[at : at + _PIECE_BYTES]
+                if (left := self.until - asyncio.get_running_loop().time()) > 0:
+                    await asyncio.sleep(min(left, len(piece) / self.bytes_per_s))
+                yield piece
         elif start < self.after_bytes <= self._passed:
             head = self.after_bytes - start
             yield data[:head]
@@ -92,14 +105,23 @@ class Faults:
         """Answer ``status`` instead of serving the request."""
         return self._order(Fault("answer", method, channel, seq, status=status))
 
+    def limit(self, method: str, channel: str, *, bytes_per_s: int, seconds: float) -> Fault:
+        """Let no more than that through, on each connection, for ``seconds``."""
+        until = asyncio.get_running_loop().time() + seconds
+        return self._order(Fault("limit", method, channel, None, bytes_per_s=bytes_per_s, until=until))
+
     def _order(self, fault: Fault) -> Fault:
         self._ordered.append(fault)
         return fault
 
     def take(self, method: str, channel: str, seq: int) -> Fault | None:
-        for fault in self._ordered:
+        for fault in list(self._ordered):
             if (fault.method, fault.channel) == (method, channel) and fault.seq in (None, seq):
-                self._ordered.remove(fault)
+                over = fault.kind == "limit" and asyncio.get_running_loop().time() >= fault.until
+                if fault.kind != "limit" or over:
+                    self._ordered.remove(fault)
+                if over:
+                    continue
                 self._met.append(fault)
                 fault.taken.set()
                 return fault

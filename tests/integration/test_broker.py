@@ -450,6 +450,35 @@ async def test_restart_drops_connections_and_forgets_channels(broker: Broker, ht
     assert (await get(http, f"{url}/0"))[0] == 404
 
 
+async def test_restart_with_memory_drops_connections_and_keeps_segments(
+    broker: Broker, http: aiohttp.ClientSession
+) -> None:
+    url = broker.create("ch")
+    async with http.post(f"{url}/0", data=b"kept"):
+        pass
+    upload = Upload(http, f"{url}/1")
+    await broker.wait_for_writer("ch", 1)
+    await broker.restart(memory=True)
+    assert isinstance((await asyncio.gather(upload.task, return_exceptions=True))[0], aiohttp.ClientError)
+    assert (await get(http, f"{url}/0"))[1] == b"kept"
+
+
+async def test_limit_holds_for_its_time_and_not_beyond(broker: Broker, http: aiohttp.ClientSession) -> None:
+    url = broker.create("ch")
+    async with http.post(f"{url}/0", data=bytes(14_000)):
+        pass
+    clock = asyncio.get_running_loop().time
+    broker.faults.limit("GET", "ch", bytes_per_s=28_000, seconds=30)
+    for _ in range(2):
+        began = clock()
+        assert len((await get(http, f"{url}/0"))[1]) == 14_000
+        assert clock() - began >= 0.5, "ten packets of 1400 bytes, a twentieth of a second each"
+    broker.faults.clear()
+    fault = broker.faults.limit("GET", "ch", bytes_per_s=1, seconds=0)
+    assert len((await get(http, f"{url}/0"))[1]) == 14_000
+    assert not fault.taken.is_set(), "it was over"
+
+
 async def test_reset_fault_cuts_a_get_after_so_many_bytes(broker: Broker, http: aiohttp.ClientSession) -> None:
     url = broker.create("ch")
     await fill(http, url, 1)

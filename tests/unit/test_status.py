@@ -72,6 +72,6 @@ def test_an_error_has_a_message_and_nothing_else_has() -> None:
 
 def test_figures_of_the_only_stream_stand_at_the_top() -> None:
     event = {"state": "ONLINE", "inference_status": {"fps": 12.0, "last_params": {"5": {}}}}
-    assert status_body(facts(streams=1), {"a": event})["fps"] == 12.0
-    both = status_body(facts(streams=2), {"a": event, "b": event})
+    assert status_body(facts(streams=1), {"a": event}, tasks=5, threads=3)["fps"] == 12.0
+    both = status_body(facts(streams=2), {"a": event, "b": event}, tasks=5, threads=3)
     assert (both["fps"], both["current_params"], both["client_active"]) == (None, None, True)
