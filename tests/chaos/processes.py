@@ -87,10 +87,14 @@ def marked(run: str) -> dict[int, str]:
     return found
 
 
+#: Written for the next start: why an engine ended (gateway_shim/deaths.py), how often it did (engine/starts.py).
+_RECORDS = (".death.json", ".starts")
+
+
 def left_in(run_dir: Path, temporary: Path) -> list[str]:
-    """Files that should be gone when all has ended. Logs stay, and so does what ComfyUI keeps for its user."""
+    """Files that should be gone when all has ended. Logs and records stay."""
     found = [str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if not path.is_dir()]
-    found = [name for name in found if not name.startswith("log/") and not name.endswith(".conf")]
+    found = [name for name in found if not name.startswith("log/") and not name.endswith((".conf", *_RECORDS))]
     return found + [f"tmp/{path.name}" for path in temporary.iterdir()]
 
 
