@@ -127,7 +127,11 @@ class Engine:
     def info(self) -> pb.ServerInfo:
         """All but what the service knows itself (versions, limits of the transport)."""
         return pb.ServerInfo(
-            started_at_ms=self.started_at_ms, device=self._loading.device(), comfyui=self._loading.message()
+            started_at_ms=self.started_at_ms,
+            device=self._loading.device(),
+            comfyui=self._loading.message(),
+            sessions=len(self.sessions) + len(self._opening),
+            busy=self._executor.busy.share,
         )
 
     async def definitions(self, prefix: str) -> Sequence[NodeDefinition]:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
 
+from .busy import Busy
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -50,6 +52,7 @@ class Executor:
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
+        self.busy = Busy()
 
     def start(self) -> None:
         """Start the thread; call it on the loop that will await the results."""
@@ -88,7 +91,9 @@ class Executor:
         try:
             while (job := self._next()) is not None:
                 if not job.done.cancelled():
+                    self.busy.turns(True)
                     self._run(job, loop)
+                    self.busy.turns(False)
                 # The job holds the frames that it ran on; keep them no longer than the run.
                 del job
         finally:

@@ -56,7 +56,10 @@ CHANNEL_OPTIONS = [
 
 RETRY_S = 0.25  # between two looks at an engine that does not answer
 RPC_TIMEOUT_S = 5.0
-INFO_EVERY_S = 10.0  # device memory and failed packs change while it runs
+INFO_EVERY_S = 3.0  # load, device memory and failed packs change while it runs
+
+#: Streams that an engine is known to have served; the longest gone are forgotten.
+SERVED_STREAMS = 256
 #: For an engine that a stream suspects: what its event loop needs, many times over.
 SUSPECT_TIMEOUT_S = 2.0
 
@@ -191,6 +194,8 @@ class EngineClient:
         self.info: pb.ServerInfo | None = None
         self.restarts = 0  # times that another process answered than before
         self.sessions = 0  # open ones of this shim
+        self._sessions_then = 0  # when `info` was asked for
+        self._served: dict[str, float] = {}  # loop time of the open by stream id, oldest first
         self._complaint = ""  # what is wrong with an engine that does answer
         self._on_change = on_change
         self._changed = asyncio.Event()
@@ -232,6 +237,23 @@ class EngineClient:
         self._suspected.set()
 
     @property
+    def all_sessions(self) -> int:
+        """Ours, and those of other clients that it last spoke of."""
+        theirs = self.info.sessions - self._sessions_then if self.info is not None else 0
+        return self.sessions + max(0, theirs)
+
+    @property
+    def load(self) -> float:
+        """0 to 1: how busy its graphs' thread, or its GPU by whomever, was lately."""
+        if self.info is None:
+            return 0.0
+        return max(self.info.busy, self.info.device.utilization_compute / 100)
+
+    def served_at(self, stream_id: str) -> float:
+        """Loop time at which a session of the stream was opened here last; 0: it never was, as far as is known."""
+        return self._served.get(stream_id, 0.0)
+
+    @property
     def death(self) -> Death | None:
         """How its process ended last, if the watchdog of this machine knows."""
         return deaths.read(self.address)
@@ -243,6 +265,9 @@ class EngineClient:
             "state": self.state.name,
             "reason": self.reason,
             "restarts": self.restarts,
+            "sessions": self.all_sessions,
+            "busy": round(self.load, 2),
+            "device": _device_json(self.info.device) if self.info is not None else None,
             "last_end": death.as_json() if death is not None else None,
         }
 
@@ -319,6 +344,7 @@ class EngineClient:
         return self._complaint
 
     async def _refresh_info(self, timeout_s: float = RPC_TIMEOUT_S) -> None:
+        sessions = self.sessions
         info = await self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout_s)
         if info.wire_version != WIRE_VERSION:
             raise EngineGone(
@@ -327,7 +353,7 @@ class EngineClient:
             )
         if self.info is not None and (info.pid, info.started_at_ms) != (self.info.pid, self.info.started_at_ms):
             self.restarts += 1
-        self.info = info
+        self.info, self._sessions_then = info, sessions
 
     # ---- calls
 
@@ -368,9 +394,13 @@ class EngineClient:
 
     @contextlib.asynccontextmanager
     async def open(
-        self, request: pb.OpenSession, on_progress: Callable[[pb.Progress], None] = lambda _: None
+        self,
+        request: pb.OpenSession,
+        on_progress: Callable[[pb.Progress], None] = lambda _: None,
+        *,
+        stream_id: str = "",
     ) -> AsyncIterator[EngineSession]:
-        """Open a session and wait until it takes frames; it ends with the block.
+        """Open a session and wait until it takes frames; it ends with the block. ``stream_id`` is remembered.
 
         Raises WorkflowRefused, InvalidRequest, NotReady (no room) or EngineGone.
         """
@@ -396,26 +426,25 @@ class EngineClient:
                 code, details = await call.code(), await call.details()
                 kind = _REFUSALS.get(code, EngineGone)
                 raise kind(details or f"the engine answered {code.name}") from exc
+            if stream_id:
+                self._remember(stream_id)
             yield EngineSession(call, answer.opened, credits)
         finally:
             self.sessions -= 1
             call.cancel()
 
+    def _remember(self, stream_id: str) -> None:
+        self._served.pop(stream_id, None)
+        self._served[stream_id] = asyncio.get_running_loop().time()
+        if len(self._served) > SERVED_STREAMS:
+            del self._served[next(iter(self._served))]
 
-def pick(engines: Sequence[EngineClient]) -> EngineClient | None:
-    """The ready engine with the fewest sessions of ours, or None."""
-    ready = [engine for engine in engines if engine.state is EngineState.READY]
-    return min(ready, key=lambda engine: engine.sessions, default=None)
 
-
-async def first_ready(engines: Sequence[EngineClient]) -> EngineClient:
-    """Wait until one of ``engines`` can run sessions; the least busy of those that can."""
-    while (engine := pick(engines)) is None:
-        waits = [asyncio.ensure_future(engine.ready()) for engine in engines]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
-    return engine
+def _device_json(device: pb.Device) -> dict[str, Any]:
+    return {
+        "type": device.type,
+        "name": device.name,
+        "uuid": device.uuid,
+        "memory_total_bytes": device.memory_total_bytes,
+        "memory_free_bytes": device.memory_free_bytes,
+    }

@@ -32,7 +32,7 @@ class Facts:
     engine_dead_s: float  # how long it has been DEAD; 0 otherwise
     streams: int  # active
     capacity: int
-    engines: tuple[Mapping[str, Any], ...] = ()  # each one's address, state, reason, restarts, last end
+    engines: tuple[Mapping[str, Any], ...] = ()  # each one's ``EngineClient.as_json``
 
 
 def best_state(states: Iterable[str]) -> str:
@@ -115,7 +115,9 @@ def hardware_body(pipeline: str, model_id: str, devices: Iterable[Any], *, usage
     devices: ``proto`` Device messages; memory in bytes, utilization in percent.
     """
     gpus = {}
-    for index, device in enumerate(device for device in devices if device.type not in ("", "cpu")):
+    # Several engines may share a GPU, which is still one.
+    once = {device.uuid or id(device): device for device in devices if device.type not in ("", "cpu")}
+    for index, device in enumerate(once.values()):
         gpu: dict[str, Any] = {
             "id": device.uuid,
             "name": device.name,

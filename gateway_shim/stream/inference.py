@@ -15,7 +15,8 @@ from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
 
 from ..deaths import Death
-from ..engine_client import EngineClient, EngineSession, first_ready, pick
+from ..engine_choice import first_ready, pick
+from ..engine_client import EngineClient, EngineSession
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
 from ..media.overlay import Notice
 from ..media.planes import frame_of, planes_of
@@ -166,10 +167,13 @@ class Inference:
     async def _keep_open(self) -> None:
         await self._format_known.wait()
         pause_s = REOPEN_FIRST_S
+        failed: set[EngineClient] = set()  # since the last pause
         while True:
             if pick(self._engines) is None:
                 self._mailbox.refuse("engine_gone" if self._attempts else "loading")
-            engine = await first_ready(self._engines)
+            # Another engine takes over at once; its restart takes seconds, its loss may not be noticed yet.
+            engine = pick(self._engines, self._stream_id, failed) or await first_ready(self._engines, self._stream_id)
+            failed.add(engine)
             attempts, pid = self._attempts, engine.info.pid if engine.info is not None else 0
             self._fruitful = False
             try:
@@ -179,7 +183,7 @@ class Inference:
                 self._failed("workflow_refused", exc.message, errors=[each.as_json() for each in exc.violations])
                 if self._proven:
                     # It ran before, so what is in the way may pass: memory that the dead engine still holds.
-                    pause_s = await self._pause(pause_s)
+                    pause_s = await self._pause(failed, pause_s)
                     continue
                 self.parameters.refused = exc
                 self._decided.set()
@@ -191,7 +195,9 @@ class Inference:
                 self._failed(reason, f"{exc.message}; the stream goes on and the session is opened again")
                 if isinstance(exc, EngineGone) and await self._died_of_it(engine, pid):
                     continue
-                pause_s = await self._pause(REOPEN_FIRST_S if self._attempts > attempts else pause_s)
+                if self._attempts > attempts:
+                    failed, pause_s = {engine}, REOPEN_FIRST_S
+                pause_s = await self._pause(failed, pause_s)
 
     async def _died_of_it(self, engine: EngineClient, pid: int) -> bool:
         """Whether the stream's own workflow seems to kill the engine (process ``pid``); then what helps is done."""
@@ -220,8 +226,11 @@ class Inference:
                 self._vain_deaths = 0
         return True
 
-    async def _pause(self, pause_s: float) -> float:
-        """Wait before the next try; gives the wait before the one after it."""
+    async def _pause(self, failed: set[EngineClient], pause_s: float) -> float:
+        """Wait before the next try, unless there is another engine for it; gives the wait before the one after it."""
+        if pick(self._engines, self._stream_id, failed) is not None:
+            return pause_s
+        failed.clear()
         await asyncio.sleep(pause_s)
         return min(pause_s * 2, REOPEN_MAX_S)
 
@@ -263,7 +272,7 @@ class Inference:
         self._stage = None
         patience = loop.call_later(self.budget_s, self._mailbox.refuse, "loading")
         try:
-            async with engine.open(request, self._on_progress) as session:
+            async with engine.open(request, self._on_progress, stream_id=self._stream_id) as session:
                 patience.cancel()
                 await self._serve(engine, session)
         finally:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Self
 
-from ..engine_client import EngineClient, EngineState, pick
+from ..engine_choice import pick
+from ..engine_client import EngineClient, EngineState
 from ..errors import EngineGone, NoSuchStream, NotReady, StreamConflict, StreamsFull
 from ..params import StartRequest
 from .parameters import UpdateResult
@@ -115,7 +116,7 @@ class Streams:
             raise NotReady(why or "the engine does not answer; supervisord restarts it, try again in a few seconds")
 
     async def _check_workflow(self, request: StartRequest) -> None:
-        engine = pick(self._engines)
+        engine = pick(self._engines, request.stream_id)
         if request.workflow is None or engine is None:
             return  # an engine that is loading says later what it thinks of it, as an error event
         try:

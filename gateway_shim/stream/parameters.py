@@ -19,7 +19,8 @@ from typing import Any
 
 from proto import engine_pb2 as pb
 
-from ..engine_client import EngineClient, EngineSession, overrides_of, pick
+from ..engine_choice import pick
+from ..engine_client import EngineClient, EngineSession, overrides_of
 from ..errors import (
     HeadraceError,
     InvalidRequest,

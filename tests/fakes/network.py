@@ -153,7 +153,7 @@ class Network:
         self._comfyui = comfyui
         self._backend = backend
         self._engine = contextlib.AsyncExitStack()
-        self._process: asyncio.subprocess.Process | None = None
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
         self.shim = shim
         self.http = http
         self.directory = self._directory = directory
@@ -185,12 +185,13 @@ class Network:
             answer: dict[str, Any] = await response.json()
             return answer
 
-    async def start_engine(self) -> None:
+    async def start_engine(self, number: int = 0) -> None:
+        address = self.shim.engines[number].address
         if self._backend is not None:
-            await self._engine.enter_async_context(running_engine(settings_for(self._directory), self._backend))
+            settings = settings_for(self._directory, address=address)
+            await self._engine.enter_async_context(running_engine(settings, self._backend))
         else:
-            address = settings_for(self._directory).address
-            self._process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",
                 "-m",
@@ -202,17 +203,18 @@ class Network:
                 "--log-level",
                 "warning",
             )
-            self._engine.push_async_callback(self._end, self._process)
-        await self.shim.engines[0].ready()
+            self._processes[number] = process
+            self._engine.push_async_callback(self._end, process)
+        await self.shim.engines[number].ready()
 
     async def stop_engine(self) -> None:
         await self._engine.aclose()
 
-    async def kill_engine(self) -> None:
+    async def kill_engine(self, number: int = 0) -> None:
         """As the kernel does when memory runs out."""
-        assert self._process is not None
-        self._process.kill()
-        await self._process.wait()
+        process = self._processes[number]
+        process.kill()
+        await process.wait()
 
     @staticmethod
     async def _end(process: asyncio.subprocess.Process) -> None:
@@ -231,20 +233,21 @@ async def network(
     directory: Path,
     *,
     engine: bool = True,
+    engines: int = 1,
     backend: Backend | None = None,
     comfyui: Path | None = None,
     **settings: Any,
 ) -> AsyncIterator[Network]:
-    """``engine`` False: nobody listens at the engine's address. ``backend``: a stand-in for ComfyUI. ``comfyui``: the
-    real one, in an engine process."""
+    """``engine`` False: nobody listens at the addresses of the ``engines``. ``backend``: a stand-in for ComfyUI.
+    ``comfyui``: the real one, in an engine process."""
     async with contextlib.AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker())
-        address = settings_for(directory).address
+        addresses = [f"{settings_for(directory).address}{number or ''}" for number in range(engines)]
         settings = {"listen_port": 0, "drain_s": 0.0, "run_dir": directory} | settings
-        shim = await stack.enter_async_context(running(Settings(engine_address=address, **settings)))
+        shim = await stack.enter_async_context(running(Settings(engine_address=",".join(addresses), **settings)))
         http = await stack.enter_async_context(open_http())
         net = Network(broker, shim, http, directory, backend, comfyui)
         stack.push_async_callback(net.close)
-        if engine:
-            await net.start_engine()
+        for number in range(engines if engine else 0):
+            await net.start_engine(number)
         yield net
