@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from .clock import TICKS_PER_S
 from .pes import AccessUnit
 
-# Less than this backwards is overlap, and whoever is late is dropped; decode stamps of one track never fall.
-MAX_OVERLAP = TICKS_PER_S
+# Less than this backwards is overlap, and whoever is late is dropped. Decode stamps of one track never fall, so it
+# covers what muxers round and repair; a clock that begins again sooner than that costs its frames until then.
+MAX_OVERLAP = TICKS_PER_S // 4
 # A longer step forward than this is believed only when the next unit of the track says the same: a single damaged
 # stamp must not move everything after it.
 MAX_STEP = 10 * TICKS_PER_S
@@ -55,6 +56,10 @@ class Timeline:
             return [self._placed(lane, unit, stamp)]
         if lane.held is not None:
             return self._decide(lane, lane.held, unit, stamp)
+        if lane.offset != self._offset and self._is_nearer(lane, stamp):
+            # It was silent when the clock fell, and its stamps of before and of after look alike.
+            lane.offset = self._offset
+            return [self._placed(lane, unit, stamp)]
         if _follows(lane.last, stamp):
             return [self._placed(lane, unit, stamp)]
         lane.held = unit
@@ -87,6 +92,11 @@ class Timeline:
             return False
         lane.offset = self._offset
         return True
+
+    def _is_nearer(self, lane: _Lane, stamp: int) -> bool:
+        """Whether the latest fall brings a stamp to where the output is, and the lane's own offset does not."""
+        off = abs(stamp + self._offset - self._end)
+        return off <= MAX_STEP and off < abs(stamp + lane.offset - self._end)
 
     def _placed(self, lane: _Lane, unit: AccessUnit, stamp: int) -> AccessUnit:
         lane.last = stamp

@@ -11,8 +11,12 @@ TICKS = 90_000
 #: in one burst (protocol.md 2.1); a shorter memory would forget the burst before the next one comes.
 WINDOW_S = 3.0
 
-#: A change of the arrival delay beyond this is a jump of the publisher's clock, not jitter.
+#: A delay that grows by more than this at once is a jump of the publisher's clock, not jitter.
 JUMP_S = 10.0
+
+#: One that shrinks by more than this at once is a leap of the clock: within a burst it shrinks by the distance of two
+#: frames. What was late before it says nothing about what comes after.
+LEAP_S = 1.0
 
 
 class Pacer:
@@ -40,7 +44,7 @@ class Pacer:
     def due(self, pts: int, arrived_at: float) -> float:
         """Moment (seconds, the clock of ``arrived_at``) at which a picture for ``pts`` must go out."""
         delay = arrived_at - pts / TICKS
-        if self._last_delay is not None and abs(delay - self._last_delay) > JUMP_S:
+        if self._last_delay is not None and not -LEAP_S <= delay - self._last_delay <= JUMP_S:
             self._delays.clear()
         self._last_delay = delay
         while self._delays and self._delays[-1][1] <= delay:

@@ -115,8 +115,10 @@ class StubBackend:
     """``gate`` holds up every run while it is clear; ``may_load`` holds up the load; ``log`` has every run.
 
     ``load_s`` and ``load_aside`` make a build begin with a load, ``warm_up_steps`` of ``step_s`` follow; ``run_s`` is
-    the time of one run. Seconds.
+    the time of one run. Seconds. ``graph_class``: what it builds.
     """
+
+    graph_class = StubGraph
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -165,7 +167,7 @@ class StubBackend:
         return graph_overrides.apply(prompt, overrides, DEFINITIONS)
 
     def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Building:
-        graph = StubGraph(self, video)
+        graph = self.graph_class(self, video)
         try:
             report(Stage("loading", "model 1 of 1", 1, 1, "5"))
             if self.load_s and self.load_aside:

@@ -63,6 +63,7 @@ def test_a_jump_of_the_clock_does_not_move_due_times_away() -> None:
     pacer.due(0, 100.0)
     assert pacer.due(1000 * TICKS, 100.1) == pytest.approx(100.5)
     assert pacer.due(0, 100.2) == pytest.approx(100.6)
+    assert pacer.due(3 * TICKS, 100.3) == pytest.approx(100.7)
 
 
 @given(st.lists(st.tuples(st.floats(0, 0.5), st.integers(1, 5 * FRAME)), max_size=60))
@@ -99,7 +100,19 @@ def test_sound_waiting_for_a_picture_that_never_comes_is_bounded() -> None:
     gate: AudioGate[Block] = AudioGate(hold_s=1.0)
     for number in range(1000):
         gate.put(Block(number * 1800), due=1e9)
-    assert len(gate) == 51
+    assert len(gate) == 50
+
+
+def test_sound_that_waits_over_a_leap_of_the_clock_is_kept() -> None:
+    gate: AudioGate[Block] = AudioGate(hold_s=1.0)
+    stamps = [0, 1800, 3600, 1000 * TICKS, 1000 * TICKS + 1800]
+    for pts in stamps:
+        gate.put(Block(pts), due=1e9)
+    assert [block.pts for block in gate.release(1001 * TICKS)] == []
+    assert gate.dropped == 5, "long before the first picture"
+    for pts in stamps:
+        gate.put(Block(pts + 2000 * TICKS), due=1e9)
+    assert [block.pts for block in gate.release(5000 * TICKS)] == [pts + 2000 * TICKS for pts in stamps]
 
 
 # ---- fallback
