@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import av
 
@@ -18,6 +17,7 @@ from ..media.ts import AccessUnit, TsReader
 from ..trickle.subscriber import Subscriber
 from .ledger import Rate
 from .pacing import TICKS
+from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,9 @@ class Intake:
         self._on_picture = on_picture
         self._on_sound = on_sound
         self._on_first_segment = on_first_segment
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"decode {name}")
+        self._worker = Worker(f"decode {name}")
         self._reader = TsReader()
+        self._units: deque[AccessUnit] = deque()  # not decoded yet; the decoder thread's between two hops
         self.decoder = Decoder(decoder)
         self._size = size
         self._fitter: Fitter | None = None
@@ -94,20 +95,19 @@ class Intake:
                 if first:
                     first = False
                     self._on_first_segment()
-                await self._decode(await self._in_worker(self._reader.feed, data))
+                await self._decode(self._reader.feed, data)
             if segment.complete:
-                await self._decode(await self._in_worker(self._reader.end_segment))
+                await self._decode(self._reader.end_segment)
             else:
                 self._reader.gap()
-        await self._hand_on(await self._in_worker(self._flush))
+        await self._hand_on(await self._worker.run(self._flush))
         return self._subscriber.closed_reason or "the input channel ended"
 
-    async def _in_worker(self, step: Callable[..., list[Any]], *arguments: Any) -> list[Any]:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, step, *arguments)
-
-    async def _decode(self, units: list[AccessUnit]) -> None:
-        for at in range(0, len(units), UNITS_PER_HOP):
-            await self._hand_on(await self._in_worker(self._decode_units, units[at : at + UNITS_PER_HOP]))
+    async def _decode(self, read: Callable[..., list[AccessUnit]], *data: bytes) -> None:
+        """Bytes to units to frames, as a rule in one hop."""
+        await self._hand_on(await self._worker.run(self._decode_first, read, *data))
+        while self._units:
+            await self._hand_on(await self._worker.run(self._decode_some))
 
     async def _hand_on(self, frames: list[Decoded | Sound]) -> None:
         for frame in frames:
@@ -119,12 +119,17 @@ class Intake:
 
     async def close(self) -> None:
         """End the decoder thread; call when `run` has ended or was cancelled. Waits for a hop that runs."""
-        await asyncio.to_thread(self._worker.shutdown, wait=True)
+        await self._worker.close()
 
     # ---- on the decoder thread
 
-    def _decode_units(self, units: list[AccessUnit]) -> list[Decoded | Sound]:
-        return self._ready(self.decoder.feed(units))
+    def _decode_first(self, read: Callable[..., list[AccessUnit]], *data: bytes) -> list[Decoded | Sound]:
+        self._units.extend(read(*data))
+        return self._decode_some()
+
+    def _decode_some(self) -> list[Decoded | Sound]:
+        units = [self._units.popleft() for _ in range(min(UNITS_PER_HOP, len(self._units)))]
+        return self._ready(self.decoder.feed(units)) if units else []
 
     def _flush(self) -> list[Decoded | Sound]:
         units = self._reader.end_segment()

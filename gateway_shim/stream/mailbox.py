@@ -121,13 +121,7 @@ class Mailbox:
                 if head.outcome is None and loop.time() >= head.due:
                     head.outcome, head.reason = Outcome.DROPPED, "late"
                 if head.outcome is not None:
-                    self._entries.popleft()
-                    del self._by_id[head.frame_id]
-                    # Nobody takes while the engine grants no credit; what is settled must not wait for that.
-                    while self._unsent and self._unsent[0].outcome is not None:
-                        self._unsent.popleft()
-                    if len(self._entries) < self._limit:
-                        self._room.set()
+                    self._take_out(head)
                     return head
                 try:
                     async with asyncio.timeout_at(head.due):
@@ -138,6 +132,23 @@ class Mailbox:
                 return None
             else:
                 await self._head.wait()
+
+    def settled(self, most: int) -> list[Entry]:
+        """Those that come next and have an outcome already, for who has just popped one."""
+        found: list[Entry] = []
+        while len(found) < most and self._entries and self._entries[0].outcome is not None:
+            found.append(self._entries[0])
+            self._take_out(found[-1])
+        return found
+
+    def _take_out(self, head: Entry) -> None:
+        self._entries.popleft()
+        del self._by_id[head.frame_id]
+        # Nobody takes while the engine grants no credit; what is settled must not wait for that.
+        while self._unsent and self._unsent[0].outcome is not None:
+            self._unsent.popleft()
+        if len(self._entries) < self._limit:
+            self._room.set()
 
     def close(self) -> None:
         """No frame comes any more; `pop` ends when the rest is out."""

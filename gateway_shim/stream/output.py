@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from ..media.decode import Sound
 from ..media.encode import Chunk, Encoder
@@ -17,12 +16,18 @@ from .audio import StreamSound
 from .fallback import Fallback, Shown
 from .ledger import Ledger, Outcome, Rate
 from .mailbox import Entry, Mailbox
+from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
 #: A frame that is this much past its due time when its turn comes is not encoded at all: the encoder cannot keep up
 #: and a viewer is better served by the next one.
 OVERLOAD_S = 1.0
+
+#: Pictures encoded in one hop to the encoder thread, where so many wait, and the time after which none is begun: the
+#: first one leaves with the last. Small pictures, for which a hop is dear, are quick enough for four.
+PICTURES_PER_HOP = 4
+HOP_S = 0.01
 
 #: How often sound without a picture is looked for.
 AUDIO_TICK_S = 0.1
@@ -57,7 +62,7 @@ class Output:
         self._has_audio = has_audio
         self._settings = settings
         self._on_first_segment = on_first_segment
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"encode {name}")
+        self._worker = Worker(f"encode {name}")
         self._encoder: Encoder | None = None
         self._segment: OutgoingSegment | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -78,27 +83,39 @@ class Output:
         async with asyncio.TaskGroup() as both:
             sound = both.create_task(self._release_overdue(), name="overdue sound")
             while (entry := await self._mailbox.pop()) is not None:
-                await self._show(entry)
+                await self._show([entry, *self._mailbox.settled(PICTURES_PER_HOP - 1)])
             await self._finish()
             sound.cancel()
 
-    async def _show(self, entry: Entry) -> None:
+    async def _show(self, entries: Sequence[Entry]) -> None:
+        """Pictures that go out now, one behind another."""
         loop = asyncio.get_running_loop()
         if self._started_at is None:
             await self._before_first()
             self._started_at = loop.time()
-        # What waited for the first picture to go out is not late for that.
-        if loop.time() - max(entry.due, self._started_at) > OVERLOAD_S:
-            self._ledger.settle(Outcome.DROPPED, "output_overload")
+        now = loop.time()
+        shown: list[tuple[Entry, Shown]] = []
+        for entry in entries:
+            # What waited for the first picture to go out is not late for that.
+            if now - max(entry.due, self._started_at) > OVERLOAD_S:
+                self._ledger.settle(Outcome.DROPPED, "output_overload")
+                continue
+            shown.append((entry, self.fallback.choose(entry)))
+            self._settle(*shown[-1])
+        if not shown:
             return
-        shown = self.fallback.choose(entry)
-        self._settle(entry, shown)
         if self._publisher is not None:  # otherwise the graph's text is all that is wanted
             async with self._writing:
-                if await self._write(await self._in_worker(self._encode, entry, shown)):
-                    self._ledger.published += 1
-                await self._write_sound(self._sound.release(entry.pts))
-        self.rate.tick()
+                left = shown
+                while left:
+                    encoded = await self._worker.run(self._encode, left)
+                    left = left[len(encoded) :]
+                    for chunks in encoded:
+                        if await self._write(chunks):
+                            self._ledger.published += 1
+                await self._write_sound(self._sound.release(shown[-1][0].pts))
+        for _ in shown:
+            self.rate.tick()
         self.last_output_at = loop.time()
 
     def _settle(self, entry: Entry, shown: Shown) -> None:
@@ -120,15 +137,20 @@ class Output:
             async with self._writing:
                 await self._write_sound(self._sound.overdue(loop.time()))
 
-    async def _in_worker(self, step: Callable[..., list[Chunk]], *arguments: Any) -> list[Chunk]:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, step, *arguments)
-
     # ---- on the encoder thread
 
-    def _encode(self, entry: Entry, shown: Shown) -> list[Chunk]:
-        if self._encoder is None:
-            self._encoder = Encoder(self._settings(entry, self._has_audio()))
-        return self._encoder.video(shown.frame, shown.pts)
+    def _encode(self, pictures: Sequence[tuple[Entry, Shown]]) -> list[list[Chunk]]:
+        """The chunks of the first of them, one at least, as many as there is time for."""
+        encoder = self._encoder
+        if encoder is None:
+            encoder = self._encoder = Encoder(self._settings(pictures[0][0], self._has_audio()))
+        until = time.monotonic() + HOP_S
+        encoded = []
+        for _, shown in pictures:
+            encoded.append(encoder.video(shown.frame, shown.pts))
+            if time.monotonic() > until:
+                break
+        return encoded
 
     def _encode_sound(self, blocks: list[Sound]) -> list[Chunk]:
         if self._encoder is None:
@@ -147,7 +169,7 @@ class Output:
 
     async def _write_sound(self, blocks: Iterable[Sound]) -> None:
         if waiting := list(blocks):
-            await self._write(await self._in_worker(self._encode_sound, waiting))
+            await self._write(await self._worker.run(self._encode_sound, waiting))
 
     async def _write(self, chunks: list[Chunk]) -> bool:
         """Whether the channel took them all. A segment that it did not take is followed by another at once."""
@@ -169,7 +191,7 @@ class Output:
                 self.lost_segments += 1
                 self._segment = None
                 if self._encoder is not None:
-                    await self._in_worker(self._begin_segment)
+                    await self._worker.run(self._begin_segment)
                 logger.warning("an output segment was lost: %s", exc)
         return taken
 
@@ -196,7 +218,7 @@ class Output:
     async def _finish(self) -> None:
         async with self._writing:
             await self._write_sound(self._sound.rest())
-            await self._write(await self._in_worker(self._flush))
+            await self._write(await self._worker.run(self._flush))
             if self._segment is not None:
                 await self._close_segment(self._segment)
                 self._segment = None
@@ -210,6 +232,6 @@ class Output:
             await asyncio.wait(self._closing, timeout=SEGMENT_CLOSE_S)
         for task in self._closing:
             task.cancel()
-        await asyncio.to_thread(self._worker.shutdown, wait=True)
+        await self._worker.close()
         if self._encoder is not None:
             self._encoder.close()

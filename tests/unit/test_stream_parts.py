@@ -152,6 +152,23 @@ async def test_frames_leave_in_order_whatever_order_the_answers_have() -> None:
     assert (await box.pop()).frame_id == 2  # type: ignore[union-attr]
 
 
+async def test_what_is_settled_behind_the_first_leaves_with_it_and_makes_room() -> None:
+    mailbox = Mailbox(limit=4)
+    for frame_id in range(4):
+        mailbox.put(entry(frame_id))
+    for frame_id in (0, 1, 3):
+        mailbox.resolve(frame_id, Outcome.PROCESSED)
+    first = await mailbox.pop()
+    assert first is not None
+    assert first.frame_id == 0
+    assert [other.frame_id for other in mailbox.settled(1)] == [1]
+    assert mailbox.settled(3) == [], "2 has no answer yet, and 3 does not overtake it"
+    await asyncio.wait_for(mailbox.room(), 1)
+    mailbox.resolve(2, Outcome.PROCESSED)
+    assert [other.frame_id for other in mailbox.settled(9)] == [2, 3]
+    assert len(mailbox) == 0
+
+
 async def test_a_frame_without_an_answer_leaves_when_it_is_due() -> None:
     box = Mailbox(10)
     now = asyncio.get_running_loop().time()
