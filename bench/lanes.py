@@ -19,6 +19,7 @@ import numpy as np
 
 from gateway_shim.engine_client import EngineClient, EngineSession
 from proto import engine_pb2 as pb
+from proto.frames import Frame, Results
 
 from . import material
 from .appliance import Appliance, WrongOutput, cpu_s, running
@@ -71,13 +72,13 @@ class BytesLane:
         while session.credits < BATCH:
             await anext(self._responses)
         for number in range(first, first + BATCH):
-            await session.send([pb.Frame(frame_id=number, pts=number, planes=self._planes[number % POOL])])
+            await session.send([Frame(number, number, self._planes[number % POOL])])
         self._sent += BATCH
         answered = first
         while answered < self._sent:
             response = await anext(self._responses)
-            for result in response.results.results:
-                planes = result.picture.planes
+            for result in response.results if isinstance(response, Results) else ():
+                planes = result.picture.planes if result.picture is not None else b""
                 if result.frame_id != answered or not planes:
                     raise WrongOutput(f"frame {answered} was answered with {result.frame_id}, {len(planes)} bytes")
                 if compare and planes != self._planes[answered % POOL]:

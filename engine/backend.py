@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from proto.frames import Bytes
+
 from .audio import Sound
 from .config import Settings
 from .graph.device import DeviceInfo, cpu_device
@@ -49,18 +51,18 @@ class LoadFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FrameIn:
-    """One frame on its way into a graph. ``planes`` as ``VideoFormat`` says, without row padding."""
+    """One frame on its way into a graph. ``planes`` as ``VideoFormat`` says, without row padding; read-only."""
 
     frame_id: int
     pts: int
-    planes: bytes
+    planes: Bytes
 
 
 @dataclass(frozen=True, slots=True)
 class PictureOut:
     """One picture out of a graph, in the session's pixel format and colour; the size is the graph's, even."""
 
-    planes: bytes
+    planes: Bytes
     width: int
     height: int
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
+from proto.frames import Frame
 
 from . import wire
 from .audio import SoundFeed, audio_format
@@ -211,7 +212,7 @@ class Engine:
         )
         return session
 
-    def frames(self, session: Session, frames: Sequence[pb.Frame]) -> None:
+    def frames(self, session: Session, frames: Sequence[Frame]) -> None:
         """Frames of a client, in order."""
         session.accept(frames)
         if session.has_waiting():

@@ -16,6 +16,8 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from proto.frames import Malformed
+
 from .graph.overrides import OverrideError
 from .graph.workflow import Finding, Severity, WorkflowError
 
@@ -174,6 +176,8 @@ def status_of(error: BaseException) -> Any:
 
 def _translated(error: BaseException) -> BaseException:
     """What the graph layer raises, as an error of the contract; anything else stays what it is."""
+    if isinstance(error, Malformed):
+        return InvalidRequest(str(error))
     if isinstance(error, WorkflowError):
         return refusal(error.findings)
     if isinstance(error, OverrideError):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 from proto import engine_pb2 as pb
+from proto.frames import Results
 
 from .backend import Stage
+
+Response: TypeAlias = pb.ProcessResponse | Results
 
 #: Responses that may wait for a client that does not read, before its own messages are no longer read either.
 OUTBOX_LIMIT: Final = 64
@@ -27,13 +30,13 @@ class Outbox:
     """Responses on their way to the client, in order. One writer takes, the session puts."""
 
     def __init__(self) -> None:
-        self._waiting: deque[pb.ProcessResponse] = deque()
+        self._waiting: deque[Response] = deque()
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self._closed = False
 
-    def put(self, response: pb.ProcessResponse) -> None:
+    def put(self, response: Response) -> None:
         """Never blocks; what comes after ``close`` is discarded."""
         if self._closed:
             return
@@ -59,7 +62,7 @@ class Outbox:
         self._changed.set()
         self._room.set()
 
-    async def take(self) -> pb.ProcessResponse | None:
+    async def take(self) -> Response | None:
         """The next response; None at the end."""
         while not self._waiting:
             if self._closed:

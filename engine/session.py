@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from proto import engine_pb2 as pb
+from proto.frames import Bytes, Frame, FrameResult, Picture, Results
 
 from .audio import Sound, SoundFeed
 from .backend import FrameIn, GraphFailed, RunResult
@@ -137,13 +138,13 @@ class Session:
             self._sound.follow(self.parameters.current.prompt)
         self.outbox.put(pb.ProcessResponse(opened=message, credits=self._credits))
 
-    def accept(self, frames: Sequence[pb.Frame]) -> None:
+    def accept(self, frames: Sequence[Frame]) -> None:
         """Take frames in; those that cannot run are answered at once."""
         if self._closed:  # the call ends, and these were on their way
             self.counters.received += len(frames)
             self.counters.dropped_other += len(frames)
             return
-        refused: list[pb.FrameResult] = []
+        refused: list[FrameResult] = []
         credits = 0
         arrived = self._clock()
         for message in frames:
@@ -155,10 +156,11 @@ class Session:
                 continue
             self._credits -= 1
             planes = message.planes
+            assert not isinstance(planes, tuple), "what was read is one piece"
             problem = self._problem(frame_id, planes, message.slot)
             if problem is not None:
                 self.counters.failed += 1
-                refused.append(pb.FrameResult(frame_id=frame_id, pts=pts, failed=problem))
+                refused.append(FrameResult(frame_id, pts, failed=problem))
                 self._credits += 1
                 credits += 1
                 continue
@@ -179,7 +181,7 @@ class Session:
             self._sound.end()
         self._end_if_drained()
 
-    def _problem(self, frame_id: int, planes: bytes, slot: int) -> pb.Fault | None:
+    def _problem(self, frame_id: int, planes: Bytes, slot: int) -> pb.Fault | None:
         if slot:
             return self._fault("bad_frame", "the frame names a slot, but no shared memory was agreed")
         if len(planes) != self._frame_bytes:
@@ -253,7 +255,7 @@ class Session:
         if not self._budget_ms or not self._waiting or (self._sound is not None and self._sound.is_pace):
             return
         over_at = now + self._pace.least(self.parameters.current, now)
-        late: list[pb.FrameResult] = []
+        late: list[FrameResult] = []
         for waiting in [waiting for waiting in self._waiting if over_at > self._due(waiting)]:
             self._waiting.remove(waiting)
             late.append(self._dropped(waiting.frame.frame_id, waiting.frame.pts, pb.Dropped.REASON_LATE))
@@ -301,10 +303,8 @@ class Session:
                 message = self._dropped(frame.frame_id, frame.pts, pb.Dropped.REASON_NO_OUTPUT)
             else:
                 self.counters.processed += 1
-                message = pb.FrameResult(frame_id=frame.frame_id, pts=frame.pts)
-                message.picture.planes = picture.planes
-                message.picture.width = picture.width
-                message.picture.height = picture.height
+                shown = Picture(picture.planes, width=picture.width, height=picture.height)
+                message = FrameResult(frame.frame_id, frame.pts, picture=shown)
             message.version = version
             message.graph_us = result.graph_us
             message.convert_us = result.convert_us
@@ -344,9 +344,7 @@ class Session:
             logger.warning("the graph fails: node %s (%s): %s", error.node_id, error.class_type, error.message)
         self._failing = True
         results = [
-            pb.FrameResult(
-                frame_id=frame.frame_id, pts=frame.pts, failed=fault, version=run.revision.version, waiting_us=waited
-            )
+            FrameResult(frame.frame_id, frame.pts, failed=fault, version=run.revision.version, waiting_us=waited)
             for frame, waited in zip(run.frames, run.waiting_us, strict=True)
         ]
         self.outbox.put(pb.ProcessResponse(fault=fault))
@@ -401,16 +399,16 @@ class Session:
             graph_ms_mean=self._runs.mean_ms,
         )
 
-    def _answer(self, results: Sequence[pb.FrameResult], credits: int) -> None:
+    def _answer(self, results: list[FrameResult], credits: int) -> None:
         if results:
-            self.outbox.put(pb.ProcessResponse(results=pb.ResultBatch(results=results), credits=credits))
+            self.outbox.put(Results(results, credits))
 
-    def _dropped(self, frame_id: int, pts: int, reason: pb.Dropped.Reason) -> pb.FrameResult:
+    def _dropped(self, frame_id: int, pts: int, reason: pb.Dropped.Reason) -> FrameResult:
         if reason == pb.Dropped.REASON_LATE:
             self.counters.dropped_late += 1
         else:
             self.counters.dropped_other += 1
-        return pb.FrameResult(frame_id=frame_id, pts=pts, dropped=pb.Dropped(reason=reason))
+        return FrameResult(frame_id, pts, dropped=pb.Dropped(reason=reason))
 
     def _fault(
         self,

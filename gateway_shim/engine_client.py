@@ -22,6 +22,7 @@ from grpc_status import rpc_status
 
 from proto import MAX_MESSAGE_BYTES, WIRE_VERSION, engine_pb2_grpc
 from proto import engine_pb2 as pb
+from proto.frames import Frame, FrameBatch, Results, encode_request, parse_response
 
 from . import deaths
 from .deaths import Death
@@ -140,12 +141,12 @@ class EngineSession:
         """Wait until at least one frame may be sent."""
         await self._granted.wait()
 
-    async def send(self, frames: Sequence[pb.Frame]) -> None:
+    async def send(self, frames: Sequence[Frame]) -> None:
         """Send one batch; spends a credit for each frame. Raises EngineGone."""
         self._credits -= len(frames)
         if self._credits <= 0:
             self._granted.clear()
-        await self._write(pb.ProcessRequest(frames=pb.FrameBatch(frames=frames)))
+        await self._write(FrameBatch(frames))
 
     async def send_sound(self, blocks: Sequence[pb.AudioBlock]) -> None:
         """Sound needs no credit. Raises EngineGone."""
@@ -155,7 +156,7 @@ class EngineSession:
         """Say that no frame follows; the engine answers what it holds and ends the call."""
         await self._write(pb.ProcessRequest(end_of_input=pb.EndOfInput()))
 
-    async def _write(self, request: pb.ProcessRequest) -> None:
+    async def _write(self, request: pb.ProcessRequest | FrameBatch) -> None:
         try:
             async with self._writing:
                 await self._call.write(request)
@@ -164,10 +165,12 @@ class EngineSession:
         except grpc.aio.AioRpcError as exc:
             raise error_from(exc) from exc
 
-    async def responses(self) -> AsyncIterator[pb.ProcessResponse]:
+    async def responses(self) -> AsyncIterator[pb.ProcessResponse | Results]:
         """Everything the engine says, until it ends the call. Raises EngineGone or what it refused."""
         try:
             while (response := await self._call.read()) is not grpc.aio.EOF:
+                if response is None:  # gRPC's way to say that it could not be parsed
+                    raise EngineGone("the engine sent what is no message of the contract")
                 self._grant(response.credits)
                 yield response
         except grpc.aio.AioRpcError as exc:
@@ -202,11 +205,14 @@ class EngineClient:
         self._suspected = asyncio.Event()
         self._channel: grpc.aio.Channel
         self._stub: Any
+        self._process: Any
         self._watcher: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
         self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
         self._stub = engine_pb2_grpc.EngineStub(self._channel)
+        # As the stub's, with our own hand on the messages that carry pictures (see proto.frames).
+        self._process = self._channel.stream_stream(f"/{SERVICE}/Process", encode_request, parse_response)
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.address}")
         return self
 
@@ -404,7 +410,7 @@ class EngineClient:
 
         Raises WorkflowRefused, InvalidRequest, NotReady (no room) or EngineGone.
         """
-        call = self._stub.Process()
+        call = self._process()
         self.sessions += 1
         try:
             try:
@@ -414,6 +420,8 @@ class EngineClient:
                     answer = await call.read()
                     if answer is grpc.aio.EOF:
                         raise EngineGone("the engine ended the session before it was open")
+                    if not isinstance(answer, pb.ProcessResponse):
+                        raise EngineGone("the engine answered frames before the session was open")
                     credits += answer.credits
                     if answer.WhichOneof("message") == "opened":
                         break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proto import engine_pb2 as pb
+from proto.frames import FrameResult
 
 #: Share of a new measurement in the running estimates of the engine's round trip and of its spread, and how many
 #: spreads are allowed for: TCP's way to a time-out that is rarely wrong (RFC 6298, with a quicker memory).
@@ -32,7 +32,7 @@ class Estimate:
     def sent(self, frame_id: int, now: float) -> None:
         self._sent_at[frame_id] = now
 
-    def answered(self, result: pb.FrameResult, now: float) -> None:
+    def answered(self, result: FrameResult, now: float) -> None:
         """Every answer counts, the late ones above all: they say that frames must be sent earlier."""
         sent_at = self._sent_at.pop(result.frame_id, None)
         if sent_at is None:
@@ -42,10 +42,10 @@ class Estimate:
             self._round_trip_s, self._spread_s = took_s, took_s / 2
         self._spread_s += ESTIMATE_SHARE * (abs(took_s - self._round_trip_s) - self._spread_s)
         self._round_trip_s += ESTIMATE_SHARE * (took_s - self._round_trip_s)
-        if result.WhichOneof("outcome") == "picture":
+        if result.picture is not None:
             self._learn_run(result, now)
 
-    def _learn_run(self, result: pb.FrameResult, now: float) -> None:
+    def _learn_run(self, result: FrameResult, now: float) -> None:
         run_s = (result.graph_us + result.convert_us) / 1e6
         self.graph_ms += ESTIMATE_SHARE * (result.graph_us / 1000 - self.graph_ms)
         self._run_s += (ESTIMATE_SHARE if self._run_s else 1.0) * (run_s - self._run_s)

@@ -13,13 +13,14 @@ from typing import Any
 
 from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
+from proto.frames import Frame, FrameResult, Picture, Results
 
 from ..deaths import Death
 from ..engine_choice import first_ready, pick
 from ..engine_client import EngineClient, EngineSession
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
 from ..media.overlay import Notice
-from ..media.planes import frame_of, planes_of
+from ..media.planes import frame_of, planes_for_message
 from .engine_sound import FORMAT, EngineSound
 from .estimate import Estimate
 from .events import Events
@@ -375,10 +376,11 @@ class Inference:
         now = asyncio.get_running_loop().time
         async for response in session.responses():
             self._heard_at = now()
+            if isinstance(response, Results):
+                for result in response.results:
+                    self._settle(result)
+                continue
             match response.WhichOneof("message"):
-                case "results":
-                    for result in response.results.results:
-                        self._settle(result)
                 case "audio":
                     self._sound.answer(response.audio)
                 case "opened":
@@ -406,39 +408,42 @@ class Inference:
             await self._session.end_input()
             await self._finished.wait()
 
-    def _settle(self, result: pb.FrameResult) -> None:
+    def _settle(self, result: FrameResult) -> None:
         self.estimate.answered(result, asyncio.get_running_loop().time())
-        match result.WhichOneof("outcome"):
-            case "picture":
-                picture = result.picture
-                try:
-                    frame = frame_of(picture.planes, picture.width, picture.height)
-                except ValueError as exc:
-                    self._mailbox.resolve(result.frame_id, Outcome.FAILED, "bad_picture")
-                    self._failed("bad_picture", f"the engine's picture cannot be shown: {exc}")
-                    return
-                self._mailbox.resolve(result.frame_id, Outcome.PROCESSED, "", frame)
+        if result.picture is not None:
+            self._show(result, result.picture)
+        elif result.failed is not None:
+            self._mailbox.resolve(result.frame_id, Outcome.FAILED, result.failed.code)
+            self._failed(
+                result.failed.code or "node_failed",
+                _sentence(result.failed),
+                node_id=result.failed.node_id,
+                class_type=result.failed.class_type,
+            )
+        else:
+            number = result.dropped.reason if result.dropped is not None else pb.Dropped.REASON_UNSPECIFIED
+            reason = _DROP_REASONS.get(number, "dropped")
+            self._mailbox.resolve(result.frame_id, Outcome.DROPPED, reason)
+            if reason == "no_output" and not self.gives_pictures:
+                self.ever_processed = True  # that is all it can say of a frame
                 self._fruitful = True
-                self.parameters.worked(result.version)
-                if not self.ever_processed:
-                    self.ever_processed = True
-                    logger.info("stream %s: first processed picture", self._stream_id)
                 self.rate.tick()
-            case "failed":
-                self._mailbox.resolve(result.frame_id, Outcome.FAILED, result.failed.code)
-                self._failed(
-                    result.failed.code or "node_failed",
-                    _sentence(result.failed),
-                    node_id=result.failed.node_id,
-                    class_type=result.failed.class_type,
-                )
-            case _:
-                reason = _DROP_REASONS.get(result.dropped.reason, "dropped")
-                self._mailbox.resolve(result.frame_id, Outcome.DROPPED, reason)
-                if reason == "no_output" and not self.gives_pictures:
-                    self.ever_processed = True  # that is all it can say of a frame
-                    self._fruitful = True
-                    self.rate.tick()
+
+    def _show(self, result: FrameResult, picture: Picture) -> None:
+        assert not isinstance(picture.planes, tuple), "what was read is one piece"
+        try:
+            frame = frame_of(picture.planes, picture.width, picture.height)
+        except ValueError as exc:
+            self._mailbox.resolve(result.frame_id, Outcome.FAILED, "bad_picture")
+            self._failed("bad_picture", f"the engine's picture cannot be shown: {exc}")
+            return
+        self._mailbox.resolve(result.frame_id, Outcome.PROCESSED, "", frame)
+        self._fruitful = True
+        self.parameters.worked(result.version)
+        if not self.ever_processed:
+            self.ever_processed = True
+            logger.info("stream %s: first processed picture", self._stream_id)
+        self.rate.tick()
 
     # ---- parameters
 
@@ -467,11 +472,11 @@ class Inference:
             await self._decided.wait()
 
 
-def _frame(entry: Entry, now: float, budget_s: float) -> pb.Frame:
-    return pb.Frame(
+def _frame(entry: Entry, now: float, budget_s: float) -> Frame:
+    return Frame(
         frame_id=entry.frame_id,
         pts=entry.pts,
-        planes=planes_of(entry.frame),
+        planes=planes_for_message(entry.frame),
         # Measured against the due time, not the arrival: the last frame of a burst has waited long and is not late.
         age_ms=max(0, round((budget_s - (entry.due - now)) * 1000)),
     )

@@ -221,3 +221,18 @@ async def test_4k_frames_fit_into_messages(tmp_path: Path) -> None:
         planes = bytes(3840 * 2160 * 3 // 2)
         await process.frames(pb.Frame(frame_id=number, planes=planes) for number in range(2))
         assert len((await process.result(1)).picture.planes) == len(planes)
+
+
+@pytest.mark.parametrize("data", [b"\x12\xff\xff\xff\xff\x0f", b"\x12\x04\x0a\x02\x08\x80", b"\xff" * 40])
+async def test_bytes_that_are_no_message_end_the_call(tmp_path: Path, data: bytes) -> None:
+    settings = settings_for(tmp_path)
+    async with running_engine(settings), connected(settings.address) as client:
+        raw = client.channel.stream_stream("/headrace.engine.v1.Engine/Process")
+        call = raw()
+        video = pb.VideoFormat(width=64, height=48)
+        await call.write(pb.ProcessRequest(open=pb.OpenSession(session_id="s", video=video)).SerializeToString())
+        await call.read()
+        await call.write(data)
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "ProcessRequest" in await call.details()
+        assert (await client.open(session_id="s")).credits, "the session is closed, and its name free again"

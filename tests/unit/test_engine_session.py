@@ -16,6 +16,7 @@ from engine.parameters import Parameters
 from engine.session import PIPELINE_FRAMES, Run, Session
 from engine.wire import VideoFormat
 from proto import engine_pb2 as pb
+from proto.frames import Frame, FrameResult, Results
 
 VIDEO = VideoFormat(4, 2)
 PLANES = bytes(VIDEO.frame_bytes)
@@ -32,6 +33,12 @@ class FakeGraph:
 
     def close(self) -> None:
         pass
+
+
+def outcome(result: FrameResult) -> str:
+    """Exactly one, by name."""
+    [name] = [name for name in ("picture", "dropped", "failed") if getattr(result, name) is not None]
+    return name
 
 
 class Books(RuleBasedStateMachine):
@@ -55,7 +62,7 @@ class Books(RuleBasedStateMachine):
         self.window = PIPELINE_FRAMES + max(max_batch, 1)
         self.session.opened(pb.SessionOpened(session_id="s"))
         self.sent: list[int] = []
-        self.results: dict[int, pb.FrameResult] = {}
+        self.results: dict[int, FrameResult] = {}
         self.uncredited = 0
         self.spent = 0
         self.granted = 0
@@ -69,7 +76,7 @@ class Books(RuleBasedStateMachine):
         for _ in range(count):
             self.sent.append(len(self.sent))
             planes = PLANES[:-1] if short else PLANES
-            frames.append(pb.Frame(frame_id=self.sent[-1], pts=self.sent[-1], planes=planes, age_ms=age_ms))
+            frames.append(Frame(frame_id=self.sent[-1], pts=self.sent[-1], planes=planes, age_ms=age_ms))
         self.session.accept(frames)
 
     @rule(milliseconds=st.integers(1, 60))
@@ -112,10 +119,10 @@ class Books(RuleBasedStateMachine):
             return
         for response in list(self.outbox._waiting):
             self.granted += response.credits
-            for result in response.results.results:
+            for result in response.results if isinstance(response, Results) else ():
                 assert result.frame_id not in self.results, "two results of one frame"
                 assert result.pts == result.frame_id
-                assert result.WhichOneof("outcome") is not None
+                assert outcome(result)
                 self.results[result.frame_id] = result
         self.outbox._waiting.clear()
         state = self.session.state()
@@ -125,10 +132,10 @@ class Books(RuleBasedStateMachine):
         assert answered == len(self.results)
         in_flight = len(self.session._waiting) + (len(self.run.frames) if self.run and not self.session.closed else 0)
         assert state.frames_in_flight == in_flight
-        outcomes = [result.WhichOneof("outcome") for result in self.results.values()]
+        outcomes = [outcome(result) for result in self.results.values()]
         assert outcomes.count("picture") == state.frames_processed
         assert outcomes.count("failed") == state.frames_failed
-        reasons = [result.dropped.reason for result in self.results.values() if result.HasField("dropped")]
+        reasons = [result.dropped.reason for result in self.results.values() if result.dropped is not None]
         assert reasons.count(pb.Dropped.REASON_LATE) == state.frames_dropped_late
         if not self.session.closed:
             without = reasons.count(pb.Dropped.REASON_NO_CREDIT)
@@ -152,7 +159,7 @@ def test_budget_counts_age_and_waiting() -> None:
     )
     session.parameters.current = object()  # type: ignore[assignment]
     session.opened(pb.SessionOpened())
-    session.accept([pb.Frame(frame_id=1, planes=PLANES, age_ms=60), pb.Frame(frame_id=2, planes=PLANES, age_ms=59)])
+    session.accept([Frame(frame_id=1, planes=PLANES, age_ms=60), Frame(frame_id=2, planes=PLANES, age_ms=59)])
     now += 0.041
     run = session.take()
     assert run is not None
@@ -193,7 +200,7 @@ def test_frames_that_come_after_the_end_are_counted_and_run_nowhere() -> None:
     session = Session("s", VIDEO, Parameters({}, FakeGraph(), lambda _: None), Outbox())
     session.opened(pb.SessionOpened(session_id="s"))
     session.close()
-    session.accept([pb.Frame(frame_id=1, planes=PLANES)])
+    session.accept([Frame(frame_id=1, planes=PLANES)])
     assert session.take() is None
     assert not session.has_waiting()
     assert (session.counters.received, session.counters.dropped_other, session.in_flight) == (1, 1, 0)
@@ -202,7 +209,7 @@ def test_frames_that_come_after_the_end_are_counted_and_run_nowhere() -> None:
 def test_a_run_that_outlives_its_session_is_not_taken_again() -> None:
     session = Session("s", VIDEO, Parameters({}, FakeGraph(), lambda _: None), Outbox())
     session.opened(pb.SessionOpened(session_id="s"))
-    session.accept([pb.Frame(frame_id=1, planes=PLANES)])
+    session.accept([Frame(frame_id=1, planes=PLANES)])
     run = session.take()
     assert run is not None
     assert session.take() is None, "a batch is taken once"

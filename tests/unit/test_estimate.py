@@ -6,14 +6,15 @@ from gateway_shim.stream.estimate import BUSY_MEMORY_S, Estimate
 from gateway_shim.stream.pacing import Pacer
 from gateway_shim.stream.state import slow_hint
 from proto import engine_pb2 as pb
+from proto.frames import FrameResult, Picture
 
 
-def picture(frame_id: int, graph_us: int = 0, convert_us: int = 0) -> pb.FrameResult:
-    return pb.FrameResult(frame_id=frame_id, picture=pb.Picture(), graph_us=graph_us, convert_us=convert_us)
+def picture(frame_id: int, graph_us: int = 0, convert_us: int = 0) -> FrameResult:
+    return FrameResult(frame_id=frame_id, picture=Picture(), graph_us=graph_us, convert_us=convert_us)
 
 
-def late(frame_id: int) -> pb.FrameResult:
-    return pb.FrameResult(frame_id=frame_id, dropped=pb.Dropped(reason=pb.Dropped.REASON_LATE))
+def late(frame_id: int) -> FrameResult:
+    return FrameResult(frame_id=frame_id, dropped=pb.Dropped(reason=pb.Dropped.REASON_LATE))
 
 
 def test_nothing_is_known_before_the_first_picture():
