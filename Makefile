@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Errors only: what an index of this machine lacks is no news to whoever runs `make demo`.
 PIP := $(BIN)/pip install -qq
 
-.PHONY: help install comfyui demo test lint bench soak chaos settings clean
+.PHONY: help install comfyui demo test lint bench gpu-check soak chaos settings clean
 
 help:
 	@echo "make demo     a real clip through a real ComfyUI graph on a small network on this machine; see demo-out/"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench    performance as ratios within one run; QUICK=1 for a shorter one, BENCH='--json FILE' for figures"
 	@echo "make soak     MINUTES=n of steady load; GRAPH=slow: 60 fps into a graph of 7"
 	@echo "make chaos    SEED=n random faults, replayable; KILLS=10 SECONDS=120; RUNS=200 JOBS=2; see docs/chaos.md"
+	@echo "make gpu-check  conversion, diffusion and codecs on this machine's GPU, into bench/results/; without one it says so"
 	@echo "make settings writes docs/settings.md from the code"
 	@echo "make comfyui  the embedded default ComfyUI (GPL-3.0), into .comfyui/, for the engine only"
 	@echo "make install  the virtual environment $(VENV) with everything in it"
@@ -102,6 +103,9 @@ chaos: $(VENV)/.installed
 
 soak: $(VENV)/.installed
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),30) $(CHAOS_OPTIONS)
+
+gpu-check: $(VENV)/.installed .comfyui/.installed
+	$(BIN)/python -m bench.gpu $(BENCH)
 
 settings: $(VENV)/.installed
 	$(BIN)/python -m tests.readme > docs/settings.md
