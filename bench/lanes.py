@@ -19,6 +19,7 @@ import numpy as np
 
 from gateway_shim.engine_client import EngineClient, EngineSession
 from proto import engine_pb2 as pb
+from proto import memory
 from proto.frames import Frame, Results
 
 from . import material
@@ -106,6 +107,7 @@ async def lane_ms(appliance: Appliance, client: EngineClient, size: str, rounds:
 
 async def run(appliance: Appliance, *, quick: bool = False, sizes: Sequence[str] = SIZES) -> dict[str, float]:
     """``lane_bytes_s_per_gb`` (of 1080p) and each lane's ``_ms`` a picture with its ratio to memcpy."""
+    memory.keep_large_blocks()  # as the shim does
     rounds = QUICK_ROUNDS if quick else ROUNDS
     results: dict[str, float] = {}
     async with EngineClient(appliance.address) as client:

@@ -12,7 +12,7 @@ import sys
 from typing import cast
 
 import cext
-from proto import VERSION, WIRE_VERSION, parent
+from proto import VERSION, WIRE_VERSION, memory, parent
 
 from . import children, logs, unix_socket
 from .backend import backend_of
@@ -81,6 +81,7 @@ def main() -> int:
         print(f"engine: {exc}", file=sys.stderr)  # noqa: T201
         return 2
     logs.set_up(settings)
+    memory.keep_large_blocks()
     faulthandler.enable()  # a crash in native code says where: it is all that is left of the process
     try:
         with children.watched(settings.grace_s) if supervised() else contextlib.nullcontext():

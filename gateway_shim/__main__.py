@@ -11,7 +11,7 @@ import logging
 import signal
 import sys
 
-from proto import VERSION, parent
+from proto import VERSION, memory, parent
 
 from . import config, logs
 from .shim import serve
@@ -37,6 +37,7 @@ def main() -> int:
     try:
         settings = config.load(arguments)
         logs.configure(settings.log_format, settings.log_level)
+        memory.keep_large_blocks()
         asyncio.run(_run(settings))
     except config.SettingsError as exc:
         for sentence in exc.sentences:

@@ -6,6 +6,11 @@ copy, from the decoder's rows into the message, and reading none.
 
 What is not plainly one of these two messages goes to the generated code: every other message, and bytes that only it
 can tell sense from nonsense (groups, merged outcomes).
+
+Copies of a picture on this lane, each way: 1 of 5, into the message (here); 2, gRPC's own out of ``bytes``; 3 and
+4, into the kernel's socket and out of it; 5, gRPC's join of what came (a bytearray, then bytes of it: twice). There
+and back, both ends, on two shared cores: 0.8 CPU seconds per GB at 1080p, 1.0 at 720p; the generated code takes
+about twice that (hot-path.md section 4).
 """
 
 from __future__ import annotations
