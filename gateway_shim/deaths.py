@@ -56,6 +56,9 @@ def last_words(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for index, line in reversed(list(enumerate(lines))):
         if line.startswith("Fatal Python error"):
-            place = next((each for each in lines[index:] if each.startswith("File ")), "")
+            after = lines[index:]
+            # Of several threads, each with its stack, the one that crashed is called the current one.
+            current = next((at for at, each in enumerate(after) if each.startswith("Current thread")), 0)
+            place = next((each for each in after[current:] if each.startswith("File ")), "")
             return f"{line} at {place}" if place else line
     return lines[-1] if lines else ""

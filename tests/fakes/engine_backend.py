@@ -118,7 +118,7 @@ class StubBackend:
     the time of one run. Seconds. ``graph_class``: what it builds.
     """
 
-    graph_class = StubGraph
+    graph_class: type[StubGraph] = StubGraph
 
     def __init__(self) -> None:
         self.gate = threading.Event()

@@ -148,8 +148,10 @@ class Network:
         directory: Path,
         backend: Backend | None,
         comfyui: Path | None,
+        stub: Sequence[str] | None = None,
     ) -> None:
         self.broker = broker
+        self._stub = stub
         self._comfyui = comfyui
         self._backend = backend
         self._engine = contextlib.AsyncExitStack()
@@ -191,21 +193,27 @@ class Network:
             settings = settings_for(self._directory, address=address)
             await self._engine.enter_async_context(running_engine(settings, self._backend))
         else:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "engine",
-                "--address",
-                address,
-                "--comfyui-dir",
-                str(self._comfyui or "none"),
-                "--log-level",
-                "warning",
-            )
-            self._processes[number] = process
-            self._engine.push_async_callback(self._end, process)
+            await self._start_process(number)
+            self._engine.push_async_callback(self._end, number)
         await self.shim.engines[number].ready()
+
+    async def _start_process(self, number: int) -> None:
+        address = self.shim.engines[number].address
+        if self._stub is not None:
+            program = ["tests.fakes.engine_process", address, *self._stub]
+        else:
+            comfyui = str(self._comfyui or "none")
+            program = ["engine", "--address", address, "--comfyui-dir", comfyui, "--log-level", "warning"]
+        self._processes[number] = await asyncio.create_subprocess_exec(sys.executable, "-P", "-m", *program)
+
+    async def keep_engine(self, number: int = 0) -> None:
+        """What supervisord does, until cancelled: start it again whenever it ends."""
+        while True:
+            await self._processes[number].wait()
+            await self._start_process(number)
+
+    def engine_pid(self, number: int = 0) -> int:
+        return self._processes[number].pid
 
     async def stop_engine(self) -> None:
         await self._engine.aclose()
@@ -216,8 +224,8 @@ class Network:
         process.kill()
         await process.wait()
 
-    @staticmethod
-    async def _end(process: asyncio.subprocess.Process) -> None:
+    async def _end(self, number: int) -> None:
+        process = self._processes[number]
         if process.returncode is None:
             process.terminate()
         await process.wait()
@@ -236,17 +244,18 @@ async def network(
     engines: int = 1,
     backend: Backend | None = None,
     comfyui: Path | None = None,
+    stub: Sequence[str] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Network]:
     """``engine`` False: nobody listens at the addresses of the ``engines``. ``backend``: a stand-in for ComfyUI.
-    ``comfyui``: the real one, in an engine process."""
+    ``comfyui``: the real one, in an engine process. ``stub``: arguments of ``engine_process``, a stand-in in one."""
     async with contextlib.AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker())
         addresses = [f"{settings_for(directory).address}{number or ''}" for number in range(engines)]
         settings = {"listen_port": 0, "drain_s": 0.0, "run_dir": directory} | settings
         shim = await stack.enter_async_context(running(Settings(engine_address=",".join(addresses), **settings)))
         http = await stack.enter_async_context(open_http())
-        net = Network(broker, shim, http, directory, backend, comfyui)
+        net = Network(broker, shim, http, directory, backend, comfyui, stub)
         stack.push_async_callback(net.close)
         for number in range(engines if engine else 0):
             await net.start_engine(number)

@@ -118,7 +118,9 @@ KILLED = "INFO exited: engine-0 (terminated by SIGKILL; not expected)\n"
         (KILLED, "", [1, 1], "terminated by SIGKILL"),
         (
             "x exited: engine-0 (terminated by SIGABRT; not expected)\n",
-            "Fatal Python error: Aborted\n\nCurrent thread 0x1 (most recent call first):\n"
+            "Fatal Python error: Aborted\n\nThread 0x2 (most recent call first):\n"
+            '  File "/c/idle.py", line 8 in wait\n\n'
+            "Current thread 0x1 (most recent call first):\n"
             '  File "/c/bad.py", line 3 in run\n  File "/e/plan.py", line 9 in run\n',
             [0, 0],
             'terminated by SIGABRT; its last words: Fatal Python error: Aborted at File "/c/bad.py", line 3 in run',
