@@ -11,6 +11,10 @@ from gateway_shim.localnet import measure, probe
 from gateway_shim.localnet.numbered import write_clip
 from gateway_shim.media import hardware
 from gateway_shim.media.bit_rate import default_bit_rate
+from gateway_shim.media.decode import Decoder
+from gateway_shim.media.ts import TsReader
+from gateway_shim.trickle.subscriber import Subscriber
+from tests.fakes.media_clips import numbers
 from tests.fakes.network import network
 from tests.fakes.ts_edit import shifted, without_sound_before
 
@@ -179,3 +183,22 @@ async def test_a_gpu_that_does_not_work_after_all_costs_no_frame(
     assert "out of memory" in status["encoder"]["fallback"]
     assert status["decoder"]["device"] == "cpu"
     assert "out of memory" in status["decoder"]["fallback"]
+
+
+async def test_the_last_picture_of_a_burst_is_out_while_the_input_stays_open(tmp_path: Path) -> None:
+    """Nothing holds a picture until the next one comes: no codec, no muxer, no buffer on the way to the viewer."""
+    clip = write_clip(tmp_path / "clip.ts", frames=20)
+    reader, decoder = TsReader(), Decoder()
+    seen: list[int | None] = []
+    async with network(tmp_path) as net:
+        stream = await net.start()
+        async with Subscriber(net.http, stream.urls["publish_url"]) as viewer:
+            await stream.publish_bytes(clip.read_bytes())
+            async with asyncio.timeout(10):
+                async for segment in viewer:
+                    async for data in segment:
+                        seen += numbers(decoder.feed(reader.feed(data)))
+                        if len(seen) == 20:
+                            break
+                    break
+    assert seen == list(range(20))
