@@ -94,6 +94,7 @@ async def running(settings: Settings) -> AsyncIterator[Shim]:
         )
         app = create_app(settings, streams, engines)
         context = app[CONTEXT]
+        context.codecs = str(codecs)
         observers.append(context.facts)
         port = await stack.enter_async_context(_listening(app, settings))
         stack.push_async_callback(streams.drain, settings.drain_s)
@@ -145,8 +146,7 @@ async def _codecs(settings: Settings) -> Codecs:
     probing = asyncio.ensure_future(asyncio.to_thread(probe, settings.codec))  # type: ignore[arg-type]
     done, _ = await asyncio.wait({probing}, timeout=_PROBE_S)
     codecs = probing.result() if done else Codecs(reason=f"the GPU's driver did not answer within {_PROBE_S:.0f} s")
-    because = f" ({codecs.reason})" if codecs.reason else ""
-    logger.info("codecs: %s, decoding on %s%s", codecs.encoder, codecs.decoder, because)
+    logger.info("codecs: %s", codecs)
     return codecs
 
 

@@ -33,6 +33,7 @@ class Facts:
     streams: int  # active
     capacity: int
     engines: tuple[Mapping[str, Any], ...] = ()  # each one's ``EngineClient.as_json``
+    codecs: str = ""  # what streams begin with, and why not a GPU
 
 
 def best_state(states: Iterable[str]) -> str:
@@ -82,6 +83,7 @@ def state_body(facts: Facts) -> dict[str, Any]:
             "reason": reason(facts),
             "capacity": facts.capacity,
             "engines": list(facts.engines),
+            "codecs": facts.codecs,
         },
     }
 

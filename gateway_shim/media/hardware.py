@@ -36,6 +36,10 @@ class Codecs:
     decoder: DecoderDevice = "cpu"
     reason: str = ""
 
+    def __str__(self) -> str:
+        because = f" ({self.reason})" if self.reason else ""
+        return f"{self.encoder}, decoding on {self.decoder}{because}"
+
 
 ON_CPU: Final = Codecs()
 

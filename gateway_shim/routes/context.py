@@ -84,6 +84,7 @@ class Context:
         self.streams = streams
         self.engines = engines
         self.draining = False
+        self.codecs = ""
         self.on_unauthorized: Callable[[], None] = lambda: None
         self._clock = clock
         self._dead_at: float | None = None
@@ -98,7 +99,7 @@ class Context:
             self._dead_at = self._clock()
         dead_s = 0.0 if self._dead_at is None else self._clock() - self._dead_at
         engines = tuple(each.as_json() for each in self.engines)
-        return Facts(engine, dead_s, len(self.streams.active), self.streams.capacity, engines)
+        return Facts(engine, dead_s, len(self.streams.active), self.streams.capacity, engines, self.codecs)
 
     async def start(self, request: StartRequest) -> Session:
         """Start a stream in time for the caller. Nothing of it is left when this raises."""

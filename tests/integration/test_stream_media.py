@@ -155,6 +155,12 @@ async def test_sixty_frames_a_second_pass_uncapped_with_the_bits_that_they_need(
     assert status["codec"]["decoder"] == {"device": "cpu", "fallback": None}
 
 
+async def test_the_worker_says_what_its_codecs_are_and_why(tmp_path: Path) -> None:
+    async with network(tmp_path, engine=False, codec="cpu") as net:
+        facts = (await net.get("/stream/status"))["additional_info"]
+    assert facts["codecs"] == "libx264, decoding on cpu (the setting codec is cpu)"
+
+
 async def test_a_gpu_that_does_not_work_after_all_costs_no_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
