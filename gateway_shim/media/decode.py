@@ -201,7 +201,7 @@ class _PictureDecoder:
     def _open(self, track: Track) -> av.VideoCodecContext:
         try:
             context = open_decoder(track.codec, self.device)
-        except av.FFmpegError as exc:
+        except Exception as exc:  # FFmpeg's errors, and PyAV's for a codec that the GPU does not know
             if self.device == "cpu":
                 raise
             self._to_cpu(exc)
@@ -245,7 +245,9 @@ class _PictureDecoder:
             self._step = pts - self._last_pts
         self._last_pts = pts
         self._rate.add(pts)
-        colour = colour_of(frame.colorspace, frame.color_range, frame.format.name)
+        # What PyAV downloads from a GPU has lost its tags; the codec has them.
+        tagged = self._context if self.device == "cuda" and self._context is not None else frame
+        colour = colour_of(tagged.colorspace, tagged.color_range, frame.format.name)
         width, height = frame.width & ~1, frame.height & ~1  # 4:2:2 and 4:4:4 may be odd
         if frame.format.name != "yuv420p" or (width, height) != (frame.width, frame.height):
             frame = self._to_yuv420p(frame, width, height, colour)

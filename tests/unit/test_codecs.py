@@ -318,7 +318,7 @@ class Nvdec:
 
 
 def as_nv12(frame: av.VideoFrame) -> av.VideoFrame:
-    """The same samples, without swscale's help."""
+    """The same samples, without swscale's help; nothing but the stamp goes with them, as with PyAV's download."""
     out = av.VideoFrame(frame.width, frame.height, "nv12")
     y, u, v = (
         np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]  # type: ignore[call-overload]
@@ -329,7 +329,6 @@ def as_nv12(frame: av.VideoFrame) -> av.VideoFrame:
         target = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
         target[: len(rows), : rows.shape[1]] = rows
     out.pts = frame.pts
-    out.colorspace, out.color_range = frame.colorspace, frame.color_range
     return out
 
 
@@ -354,6 +353,17 @@ def test_nv12_of_the_gpu_is_the_same_picture_to_the_byte(
     for one, other in zip(software, device, strict=True):
         assert planes_of(one.frame) == planes_of(other.frame)
         assert (one.pts, one.colour, one.width) == (other.pts, other.colour, other.width)
+
+
+@pytest.mark.parametrize("colour", [decode.Colour("bt709"), decode.Colour("bt601", full_range=True)], ids=str)
+def test_the_gpus_frames_have_the_colour_that_the_stream_says(
+    monkeypatch: pytest.MonkeyPatch, colour: decode.Colour
+) -> None:
+    encode = Encoder(replace(SETTINGS, colour=colour))
+    units = units_of(b"".join(c.data for n in range(3) for c in encode.video(picture(n, WIDTH, HEIGHT), n * 3000)))
+    shown = pictures(decoded(units, gpu_decoder(monkeypatch)))
+    assert [item.colour for item in shown] == [colour] * 3
+    assert numbers(shown) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("size", [(320, 240), (318, 242)], ids=str)
