@@ -249,6 +249,15 @@ class Settings:
         default=5.0,
         metadata=option("time for streams to end at shutdown", read.seconds(0, 600), "seconds, 0 to 600"),
     )
+    # Gateways give a worker up after 30 s of silence (protocol.md 1.8), of which a segment and our start take some.
+    resume_within_s: float = field(
+        default=20.0,
+        metadata=option(
+            "silence after which streams of a killed shim still go on in the next one; 0: always handed over",
+            read.seconds(0, 600),
+            "seconds, 0 to 600",
+        ),
+    )
     log_format: str = field(
         default="text", metadata=option("form of log lines", read.choice("text", "json"), "text or json")
     )

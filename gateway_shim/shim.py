@@ -22,6 +22,7 @@ from .orchestrator.byoc import ByocRegistration
 from .orchestrator.registrar import Registrar, RegistrarTiming
 from .routes.context import CONTEXT, Context
 from .stream.fallback import Policy
+from .stream.journal import Journal
 from .stream.manager import Streams
 from .stream.session import StreamSettings
 
@@ -73,6 +74,11 @@ async def running(settings: Settings) -> AsyncIterator[Shim]:
                 for address in settings.engine_addresses
             ]
         )
+        journal = Journal.open(settings.run_dir)
+        left = []
+        if journal is not None:
+            stack.callback(journal.close)
+            left = journal.read()
         streams = await stack.enter_async_context(
             Streams(
                 engines,
@@ -90,6 +96,7 @@ async def running(settings: Settings) -> AsyncIterator[Shim]:
                 ),
                 default_workflow=workflow,
                 on_change=changed,
+                journal=journal,
             )
         )
         app = create_app(settings, streams, engines)
@@ -97,6 +104,8 @@ async def running(settings: Settings) -> AsyncIterator[Shim]:
         context.codecs = str(codecs)
         observers.append(context.facts)
         port = await stack.enter_async_context(_listening(app, settings))
+        # After the port, which tells whether it is ours to go on; before any request, which takes a turn of the loop.
+        streams.take_up(left, settings.resume_within_s)
         stack.push_async_callback(streams.drain, settings.drain_s)
         registrar = None
         if settings.orch_url:
@@ -106,6 +115,7 @@ async def running(settings: Settings) -> AsyncIterator[Shim]:
                 ready=lambda: context.facts().engine == "READY" and not context.draining,
                 idle=lambda: not streams.active,
                 timing=RegistrarTiming(again_s=settings.reregister_s),
+                known=bool(left),
             )
             observers.append(registrar.look)
             context.on_unauthorized = registrar.again

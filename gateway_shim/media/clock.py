@@ -22,6 +22,10 @@ class Clock:
     def __init__(self) -> None:
         self._reference: int | None = None
 
+    def resume(self, reference: int) -> None:
+        """Go on near a stamp that another clock has unwrapped."""
+        self._reference = reference
+
     def unwrap(self, stamp: int) -> int:
         """``stamp`` (0..2^33-1) as 90 kHz ticks, near the latest one. Negative shortly before a first wrap."""
         value = stamp

@@ -111,6 +111,15 @@ class Decoder:
         """Why the CPU works in the place of the GPU."""
         return self._pictures.fallback
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """Latest stamp of the source, and what is added to it; see `Timeline`."""
+        return self._timeline.position
+
+    def resume(self, source: int, offset: int, overlap: int) -> None:
+        """Go on where another decoder of the same stream was; see `Timeline`."""
+        self._timeline.resume(source, offset, overlap)
+
     def feed(self, units: Iterable[AccessUnit]) -> list[Picture | Sound]:
         """Decode units; a picture comes out with its unit, or after as many units as the stream reorders."""
         decoded: list[Picture | Sound] = []

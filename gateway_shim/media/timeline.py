@@ -40,6 +40,17 @@ class Timeline:
         self._offset = 0  # of the latest fall
         self._source = 0  # latest source stamp under that offset
         self._end = 0  # latest output stamp
+        self._floor: int | None = None  # what the first stamp must not be below, when a stream is taken up again
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Latest stamp of the source, and what is added to it."""
+        return self._source, self._offset
+
+    def resume(self, source: int, offset: int, overlap: int) -> None:
+        """Go on where another time line was at ``position``. ``overlap``: ticks that are read once more."""
+        self._source, self._offset, self._end = source, offset, source + offset
+        self._floor = source - max(overlap, MAX_OVERLAP)
 
     def place(self, unit: AccessUnit) -> list[AccessUnit]:
         """The unit with output stamps, after the one that was held for it; nothing where it is held itself."""
@@ -52,6 +63,10 @@ class Timeline:
             held, lane.held = lane.held, None
             return [_unstamped(held), unit]
         if lane is None:
+            floor, self._floor = self._floor, None
+            if floor is not None and stamp < floor:  # the source was restarted while nobody listened
+                self.jumps += 1
+                self._offset = self._end + _RESUME_STEP - stamp
             lane = self._lanes[kind] = _Lane(stamp, self._offset)
             return [self._placed(lane, unit, stamp)]
         if lane.held is not None:

@@ -65,6 +65,10 @@ class TsReader:
         self._plain: dict[int, PesStream] = {}
         self._gone = TsCounters()  # counts of tracks that are no more, packets and losses of sync
 
+    def resume(self, source: int) -> None:
+        """Go on with a stream whose latest stamp, unwrapped, another reader has seen."""
+        self._clock.resume(source)
+
     @property
     def counters(self) -> TsCounters:
         streams = self._streams.values()

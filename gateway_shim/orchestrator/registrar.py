@@ -31,6 +31,7 @@ class RegistrarTiming:
     refused_retry_s: float = 60.0  # only people change what was refused
     dropped_s: float = 5.0  # after a 401; whoever makes us answer it must not make us flood the orchestrator
     unregister_s: float = 2.0  # at shutdown
+    settle_s: float = 3.0  # for an orchestrator to see the end of a stream, before a registration resets its count
 
 
 class RegistrationState(StrEnum):
@@ -52,8 +53,12 @@ class Registrar:
         idle: Callable[[], bool],
         timing: RegistrarTiming | None = None,
         jitter: Callable[[], float] = random.random,
+        known: bool = False,
     ) -> None:
-        """jitter: gives 0..1; workers that lost the same orchestrator must not come back as one."""
+        """jitter: gives 0..1; workers that lost the same orchestrator must not come back as one.
+
+        known: a predecessor of ours, which was killed, has probably registered and its streams are counted.
+        """
         self.state = RegistrationState.WAITING
         self.last_error = ""
         self._registration = registration
@@ -64,7 +69,8 @@ class Registrar:
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._due_at = 0.0
-        self._attempted = False
+        self._settled_at = asyncio.get_running_loop().time() + self._timing.settle_s if known else 0.0
+        self._attempted = known
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -103,10 +109,15 @@ class Registrar:
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
-            # The first registration can reset no count; every later one waits until no stream runs.
-            while not self._ready() or (self._attempted and not self._idle()):
+            # The first registration can reset no count; every later one waits until no stream runs, and until the
+            # orchestrator knows that too: it would count the end of a stream that it has forgotten.
+            busy = self._attempted and not self._idle()
+            if busy:
+                self._settled_at = loop.time() + self._timing.settle_s
+            if busy or not self._ready():
                 await self._woken(None)
-            wait_s = self._due_at - loop.time()
+                continue
+            wait_s = max(self._due_at, self._settled_at) - loop.time()
             if wait_s > 0:
                 await self._woken(wait_s)
                 continue

@@ -35,8 +35,14 @@ class ControlUpdates:
         self._subscriber = subscriber
         self._apply = apply
         self._events = events
-        self._waiting: deque[Any] = deque()
+        self._waiting: deque[tuple[int, Any]] = deque()  # index of the segment, value
+        self._unfinished: set[int] = set()
         self._arrived = asyncio.Event()
+
+    @property
+    def done_seq(self) -> int | None:
+        """Index of the last segment up to which every update was applied or refused; None before the first."""
+        return min(self._unfinished) - 1 if self._unfinished else self._subscriber.read_seq
 
     async def run(self) -> str:
         """Until the channel is over; returns why. What still waits then is not applied: the stream ends."""
@@ -44,9 +50,11 @@ class ControlUpdates:
         try:
             async for message in control_messages(self._subscriber):
                 if len(self._waiting) == MAX_WAITING:
-                    self._waiting.popleft()
+                    self._unfinished.discard(self._waiting.popleft()[0])
                     self._events.error("update_lost", f"more than {MAX_WAITING} updates wait; the oldest was dropped")
-                self._waiting.append(message)
+                seq = self._subscriber.read_seq or 0
+                self._unfinished.add(seq)
+                self._waiting.append((seq, message))
                 self._arrived.set()
         finally:
             applier.cancel()
@@ -60,11 +68,11 @@ class ControlUpdates:
                 self._arrived.clear()
                 while self._waiting:
                     await room.acquire()
-                    task = applying.create_task(self._apply_one(self._waiting.popleft()), name="control update")
+                    task = applying.create_task(self._apply_one(*self._waiting.popleft()), name="control update")
                     task.add_done_callback(lambda _: room.release())
                 await self._arrived.wait()
 
-    async def _apply_one(self, message: Any) -> None:
+    async def _apply_one(self, seq: int, message: Any) -> None:
         try:
             await self._apply(message)
         except HeadraceError as exc:
@@ -73,3 +81,4 @@ class ControlUpdates:
             incident = uuid.uuid4().hex[:8]
             logger.exception("a control update failed, incident %s", incident)
             self._events.error("update_refused", f"internal error, incident {incident}; nothing was changed")
+        self._unfinished.discard(seq)

@@ -31,19 +31,21 @@ class Generator:
         size: tuple[int, int] | None,
         max_framerate: int | None,
         on_picture: Callable[[Decoded], Awaitable[None]],
+        first_pts: int = 0,
     ) -> None:
         self.max_framerate = max_framerate
         self.rate = Rate()
         self.last_input_at: float | None = None  # loop time
         self._size = size or DEFAULT_SIZE
         self._on_picture = on_picture
+        self._first_pts = first_pts
 
     @property
     def frame_rate(self) -> Fraction:
         return Fraction(self.max_framerate or DEFAULT_FRAMERATE)
 
     async def run(self) -> None:
-        """pts are the time since the beginning."""
+        """pts are the time since the beginning, after ``first_pts``."""
         loop = asyncio.get_running_loop()
         width, height = (side & ~1 for side in self._size)
         frame = frame_of(bytes([_GREY]) * planes_size(width, height), width, height)  # nobody writes into it
@@ -51,7 +53,7 @@ class Generator:
         while True:
             self.last_input_at = loop.time()
             self.rate.tick()
-            await self._on_picture(Decoded(frame, round((due - began) * TICKS), Colour()))
+            await self._on_picture(Decoded(frame, self._first_pts + round((due - began) * TICKS), Colour()))
             due += 1 / (self.max_framerate or DEFAULT_FRAMERATE)
             if loop.time() - due > MAX_BEHIND_S:
                 due = loop.time()

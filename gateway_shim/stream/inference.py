@@ -82,6 +82,7 @@ class Inference:
         budget_s: float,
         sound: EngineSound,
         on_text: Callable[[pb.TextItem], None] = lambda _: None,
+        version: int = 1,
     ) -> None:
         self._stream_id = stream_id
         self._engines = engines
@@ -113,7 +114,11 @@ class Inference:
         self._fruitful = False  # this session gave a picture
         self.last_death: Death | None = None  # why the engine ended before the session was opened again
         self.parameters = Parameters(
-            engines, workflow, self._open_session, waits_for_input=lambda: not self._format_known.is_set()
+            engines,
+            workflow,
+            self._open_session,
+            waits_for_input=lambda: not self._format_known.is_set(),
+            version=version,
         )
         self.rate = Rate()
         self.reopened = 0

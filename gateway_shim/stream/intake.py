@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
@@ -15,6 +15,7 @@ from ..media.decode import Colour, Decoder, DecoderSettings, Picture, Sound
 from ..media.fit import Fitter
 from ..media.ts import AccessUnit, TsReader
 from ..trickle.subscriber import Subscriber
+from .journal import Position
 from .ledger import Rate
 from .pacing import TICKS
 from .worker import Worker
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 #: Access units decoded in one hop to the decoder thread. A hop costs 60 us (hot-path.md section 6), but a still one
 #: of 720p has a few hundred bytes, and 1.4 MB decoded: without a bound one segment of them is 400 MB at once.
 UNITS_PER_HOP = 8
+
+#: Longest segment that may be read once more when a stream is taken up again. protocol.md 2.1: 1 to 15 s.
+MAX_AGAIN = 60 * TICKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,10 @@ class Intake:
         on_sound: Callable[[Sound], None],
         on_first_segment: Callable[[], None] = lambda: None,
         decoder: DecoderSettings | None = None,
+        resumed: Position | None = None,
         name: str = "",
     ) -> None:
+        """resumed: how far the stream was when an earlier shim had it."""
         self._subscriber = subscriber
         self._on_picture = on_picture
         self._on_sound = on_sound
@@ -64,6 +70,7 @@ class Intake:
         self._reader = TsReader()
         self._units: deque[AccessUnit] = deque()  # not decoded yet; the decoder thread's between two hops
         self.decoder = Decoder(decoder)
+        self._resumed = resumed if resumed is not None and resumed.source is not None else None
         self._size = size
         self._fitter: Fitter | None = None
         self.max_framerate: int | None = None
@@ -83,6 +90,24 @@ class Intake:
         rate = self.decoder.frame_rate
         return rate if rate is None or self.max_framerate is None else min(rate, Fraction(self.max_framerate))
 
+    def position(self, before: Position) -> Position:
+        """Where the input is now; ``before`` while nothing of it was read."""
+        seq = self._subscriber.read_seq
+        if seq is None or self._resumed is not None:
+            return before
+        source, offset = self.decoder.position
+        return replace(before, source=source, offset=offset, input_seq=seq)
+
+    def _resume(self, seq: int) -> None:
+        """Before the first byte: a segment of which the earlier shim read a part begins before where that was, any
+        later one does not, unless the source was restarted."""
+        resumed, self._resumed = self._resumed, None
+        if resumed is None or resumed.source is None:
+            return
+        again = resumed.input_seq is None or seq <= resumed.input_seq + 1
+        self._reader.resume(resumed.source)
+        self.decoder.resume(resumed.source, resumed.offset, MAX_AGAIN if again else 0)
+
     async def run(self) -> str:
         """Read until the channel is over; returns why."""
         loop = asyncio.get_running_loop()
@@ -90,6 +115,7 @@ class Intake:
         async for segment in self._subscriber:
             if segment.gap:
                 self._reader.gap()
+            self._resume(segment.seq)
             async for data in segment:
                 self.last_input_at = loop.time()
                 if first:

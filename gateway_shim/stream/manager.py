@@ -13,7 +13,9 @@ from ..engine_choice import pick
 from ..engine_client import EngineClient, EngineState
 from ..errors import EngineGone, NoSuchStream, NotReady, StreamConflict, StreamsFull
 from ..params import StartRequest
+from .journal import Journal, Kept
 from .parameters import UpdateResult
+from .resume import hand_over, why_not
 from .session import StreamSession, StreamSettings
 from .workflow import raise_for_findings
 
@@ -41,14 +43,17 @@ class Streams:
         settings: StreamSettings,
         default_workflow: dict[str, Any] | None = None,
         on_change: Callable[[], None] = lambda: None,
+        journal: Journal | None = None,
     ) -> None:
         self.capacity = capacity
         self.on_change = on_change
         self._engines = engines
         self._settings = settings
         self._default_workflow = default_workflow
+        self._journal = journal
         self._sessions: dict[str, StreamSession] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._handing_over: set[asyncio.Task[None]] = set()
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -84,13 +89,35 @@ class Streams:
         if request.stream_id in self._sessions:
             return await self.start(request)
         self._check_room()
-        session = StreamSession(request, self._engines, self._settings)
-        self._sessions[request.stream_id] = session
-        self._idle.clear()
-        self._tasks[request.stream_id] = asyncio.create_task(self._run(session), name=f"stream {request.stream_id}")
+        record = self._journal.record(request.stream_id) if self._journal is not None else None
+        session = StreamSession(request, self._engines, self._settings, record=record)
+        self._begin(session)
         logger.info("stream %s: started, %d of %d", request.stream_id, len(self._sessions), self.capacity)
         self.on_change()
         return session
+
+    def _begin(self, session: StreamSession) -> None:
+        self._sessions[session.stream_id] = session
+        self._idle.clear()
+        self._tasks[session.stream_id] = asyncio.create_task(self._run(session), name=f"stream {session.stream_id}")
+
+    def take_up(self, left: Sequence[Kept], within_s: float) -> None:
+        """Go on with streams that a killed shim left, and hand over those that cannot; returns at once.
+
+        within_s: silence that a stream may have had. Call before anybody can start a stream.
+        """
+        for kept in left:
+            request = kept.facts.request
+            reason = why_not(kept, within_s)
+            if reason is not None:
+                logger.warning("stream %s: left by a killed shim, handed over: %s", request.stream_id, reason)
+                task = asyncio.create_task(hand_over(kept), name=f"hand over {request.stream_id}")
+                self._handing_over.add(task)
+                task.add_done_callback(self._handing_over.discard)
+                continue
+            logger.warning("stream %s: left by a killed shim, resumed after %.1f s", request.stream_id, kept.silent_s)
+            self._begin(StreamSession(request, self._engines, self._settings, record=kept.record, kept=kept))
+        self.on_change()
 
     async def _ending_made_room(self, stream_id: str) -> None:
         """Wait a moment for streams on their way out that stand in the way of this start."""
@@ -162,6 +189,8 @@ class Streams:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=CUT_OFF_S)
+        if self._handing_over:
+            await asyncio.wait(self._handing_over)
 
     async def wait_idle(self) -> None:
         """Wait until no stream runs."""

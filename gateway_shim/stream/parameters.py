@@ -96,11 +96,13 @@ class Parameters:
         session: Callable[[], Awaitable[tuple[EngineClient, EngineSession]]],
         *,
         waits_for_input: Callable[[], bool] = lambda: False,
+        version: int = 1,
     ) -> None:
+        """version: of ``workflow``, where an earlier shim has counted."""
         self._engines = engines
         self._session = session
         self._waits_for_input = waits_for_input
-        self._version_base = 0
+        self._version_base = version - 1
         self._engine_version = 1
         self._waiting: deque[_Waiting] = deque()
         self._wake = asyncio.Event()

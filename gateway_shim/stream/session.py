@@ -18,6 +18,7 @@ from proto import engine_pb2 as pb
 from ..engine_client import EngineClient
 from ..errors import SizeIsFixed, Violation
 from ..logs import current_stream
+from ..media.colour import Colour
 from ..media.decode import DecoderSettings, Sound
 from ..media.hardware import ON_CPU, Codecs
 from ..media.settings import EncoderSettings
@@ -26,19 +27,21 @@ from ..trickle.connection import open_http
 from ..trickle.data import DataWriter
 from ..trickle.publisher import Publisher, PublisherTiming
 from ..trickle.subscriber import Subscriber
-from ..trickle.wire import ChannelClosed, ChannelError
+from ..trickle.wire import SEQ_CURRENT, ChannelClosed, ChannelError
 from .av_sync import AudioGate
 from .control import ControlUpdates
 from .engine_sound import EngineSound
 from .events import Events
 from .fallback import Fallback, Policy
-from .generate import Generator
+from .generate import DEFAULT_FRAMERATE, Generator
 from .inference import Inference
 from .intake import Decoded, Intake
+from .journal import Kept, Record
+from .keeper import Keeper
 from .ledger import Ledger, Outcome
 from .mailbox import Entry, Mailbox
 from .output import Output
-from .pacing import Pacer
+from .pacing import TICKS, Pacer
 from .parameters import UpdateResult
 from .report import Report
 from .schema import schema_of
@@ -92,7 +95,16 @@ class StreamSettings:
 class StreamSession:
     """Made by the manager; `run` is its whole life. Nothing of it is shared with another stream."""
 
-    def __init__(self, request: StartRequest, engines: Sequence[EngineClient], settings: StreamSettings) -> None:
+    def __init__(
+        self,
+        request: StartRequest,
+        engines: Sequence[EngineClient],
+        settings: StreamSettings,
+        *,
+        record: Record | None = None,
+        kept: Kept | None = None,
+    ) -> None:
+        """record: where to keep what a successor needs. kept: what a predecessor kept of this stream."""
         self.request = request
         self.stream_id = request.stream_id
         self.end_reason = ""
@@ -113,16 +125,20 @@ class StreamSession:
         self._control: ControlUpdates | None = None
         self._data: DataWriter | None = None
         self._events = Events(None, self.status)
+        self._kept = kept
+        self._keeper = Keeper(request, record, kept)
         self._inference = Inference(
             self.stream_id,
             engines,
             self._mailbox,
             self._events,
-            request.workflow,
+            request.workflow if kept is None else kept.facts.prompt,
             budget_s=budget_s,
             sound=self._sound,
             on_text=self._on_text,
+            version=1 if kept is None else kept.facts.version,
         )
+        self._keeper.parameters = self._inference.parameters
         self._fallback = Fallback(
             Policy(request.fallback) if request.fallback else settings.fallback,
             gives_pictures=lambda: self._inference.gives_pictures,
@@ -133,7 +149,7 @@ class StreamSession:
             (request.width, request.height) if request.width and request.height else None
         )
         self._next_frame_id = 0
-        self._last_pts: int | None = None
+        self._last_pts: int | None = None if kept is None else kept.position.pts
 
     # ---- life
 
@@ -169,6 +185,7 @@ class StreamSession:
             # Of a channel that did not close cleanly; why the stream ended is known by now.
             logger.info("stream %s: %s", self.stream_id, exc)
         finally:
+            self._keeper.forget()
             self._report.running = False
             for entry in self._mailbox.clear():
                 self._ledger.settle(Outcome.DROPPED, entry.reason or "stream_ended")
@@ -217,6 +234,7 @@ class StreamSession:
             fallback=self._fallback,
             before_first=self._size_known,
             on_first_segment=lambda: self._events.trace("runner_send_first_processed_segment"),
+            before_picture=self._keeper.before_picture,
             name=self.stream_id,
         )
         stack.push_async_callback(self._output.close)
@@ -233,17 +251,26 @@ class StreamSession:
                     streams=self._settings.capacity,
                     device=self._settings.codecs.decoder,
                 ),
+                resumed=None if self._kept is None else self._kept.position,
                 name=self.stream_id,
             )
             self._intake.max_framerate = request.max_framerate
             stack.push_async_callback(self._intake.close)
         else:
-            self._generator = Generator(self._size, request.max_framerate, self._on_picture)
+            self._generator = Generator(self._size, request.max_framerate, self._on_picture, self._next_pts())
             self._report.intake = self._generator
         if request.control_url:
-            control = await stack.enter_async_context(Subscriber(http, request.control_url))
+            # A message that an earlier shim has applied must not take back what came by HTTP after it.
+            done_seq = None if self._kept is None else self._kept.position.control_seq
+            start = SEQ_CURRENT if done_seq is None else done_seq + 1
+            control = await stack.enter_async_context(Subscriber(http, request.control_url, start=start))
             self._control = ControlUpdates(control, self._update_when_possible, self._events)
-        self._events.trace("runner_receive_stream_request")
+        self._keeper.intake, self._keeper.control = self._source, self._control
+        if self._kept is None:
+            self._events.trace("runner_receive_stream_request")
+        else:
+            facts = {"version": self.version, "silent_s": round(self._kept.silent_s, 2)}
+            self._events.send("stream_resumed", facts)
 
     async def _run_stages(self) -> None:
         assert self._output is not None
@@ -255,7 +282,7 @@ class StreamSession:
             events = begin(self._events.run(), "events")
             output = begin(self._output.run(), "output")
             inference = begin(self._inference.run(), "inference")
-            listeners = [begin(self._watch_silence(), "watchdog")]
+            listeners = [begin(self._watch_silence(), "watchdog"), begin(self._keeper.run(), "journal")]
             if self._publisher is not None:
                 listeners.append(begin(self._watch_output(self._publisher), "output channel"))
             if self._intake is not None:
@@ -320,6 +347,12 @@ class StreamSession:
     def _source(self) -> Intake | Generator | None:
         return self._intake or self._generator
 
+    def _next_pts(self) -> int:
+        """Where the clock of a stream without input goes on."""
+        if self._kept is None or self._last_pts is None:
+            return 0
+        return self._last_pts + round((self._kept.silent_s + 1 / DEFAULT_FRAMERATE) * TICKS)
+
     async def _on_picture(self, decoded: Decoded) -> None:
         now = self._loop.time()
         self._ledger.receive()
@@ -355,7 +388,8 @@ class StreamSession:
 
     async def _size_known(self) -> None:
         """Before the first picture goes out: give an engine that opens our session the time to say its size."""
-        if self.request.width is None and self._inference.may_open:
+        known = self._kept is not None and self._kept.facts.shape is not None
+        if self.request.width is None and not known and self._inference.may_open:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SIZE_WAIT_S):
                     await self._inference.answerable()
@@ -368,7 +402,11 @@ class StreamSession:
                 width, height = entry.result.width, entry.result.height
             elif self._inference.picture_size is not None:
                 width, height = self._inference.picture_size
-        return EncoderSettings(
+        colour = entry.colour
+        if self._kept is not None and (shape := self._kept.facts.shape) is not None:  # players keep the first one
+            width, height, has_audio = shape.width, shape.height, shape.audio
+            colour = Colour(shape.matrix, shape.full_range)  # type: ignore[arg-type]  # one of ours
+        settings = EncoderSettings(
             width=width,
             height=height,
             frame_rate=self._source.frame_rate if self._source is not None else None,
@@ -379,8 +417,10 @@ class StreamSession:
             preset=self._settings.preset,  # type: ignore[arg-type]  # checked by config
             segment_s=self._settings.segment_s,
             audio=has_audio,
-            colour=entry.colour,
+            colour=colour,
         )
+        self._keeper.shaped(settings)
+        return settings
 
     # ---- parameters
 
@@ -415,6 +455,7 @@ class StreamSession:
             shown = self._report.updated(body)
             facts = {"version": result.version, "effective_pts": result.effective_pts}
             self._events.send("params_updated", {"params": shown, **facts})
+            await self._keeper.keep()
         return result
 
     async def _update_when_possible(self, body: Any) -> None:

@@ -187,6 +187,13 @@ class Subscriber:
         self._start = start
         self._clock = asyncio.get_running_loop().time
 
+    @property
+    def read_seq(self) -> int | None:
+        """Index of the last segment that was read to its end; of the one before, while one is being read."""
+        if self._current is None:
+            return None
+        return self._current.seq if self._current.complete else self._current.seq - 1
+
     async def __aenter__(self) -> Self:
         return self
 

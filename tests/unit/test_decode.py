@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway_shim.localnet.numbered import luma_of, picture, read_number
+from gateway_shim.media.clock import Clock
 from gateway_shim.media.colour import Colour
 from gateway_shim.media.decode import Decoder, DecoderSettings
 from gateway_shim.media.timeline import Timeline
@@ -352,3 +353,32 @@ def test_a_time_line_keeps_every_unit_in_order_and_never_falls_far(moves: list[t
         assert [unit.data for unit in mine] == given_in[is_video]
         stamps = [unit.pts for unit in mine if unit.pts is not None]
         assert all(after - before >= -90_000 for before, after in itertools.pairwise(stamps))
+
+
+WRAP = 1 << 33
+
+
+@pytest.mark.parametrize(
+    ("source", "offset", "overlap", "first", "expected"),
+    [
+        (900_000, 0, 0, 990_000, 990_000),  # a pause is a pause
+        (900_000, 5_000, 0, 990_000, 995_000),  # an offset of before holds
+        (900_000, 0, 5_400_000, 720_000, 720_000),  # the segment from its start: nothing is moved
+        (900_000, 0, 0, 0, 903_000),  # the source was restarted: the clock goes on
+        (9_000_000, 70, 5_400_000, 0, 9_003_070),  # beyond any segment
+    ],
+)
+def test_time_line_that_is_taken_up_again(source: int, offset: int, overlap: int, first: int, expected: int) -> None:
+    timeline = Timeline()
+    timeline.resume(source, offset, overlap)
+    for track in (Track(0x100, "h264", "video"), AAC):
+        (placed,) = timeline.place(AccessUnit(track, first, first, b"", True, False))
+        assert placed.pts == expected
+        (placed,) = timeline.place(AccessUnit(track, first + 3000, first + 3000, b"", True, False))
+        assert placed.pts == expected + 3000
+
+
+def test_clock_that_is_taken_up_again_counts_its_wraps() -> None:
+    clock = Clock()
+    clock.resume(3 * WRAP - 90_000)
+    assert clock.unwrap(45_000) == 3 * WRAP + 45_000

@@ -1,0 +1,127 @@
+"""The journal: what a killed shim leaves is read whole or not at all, and is nobody else's."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway_shim.params import StartRequest
+from gateway_shim.stream.journal import FOLDER, Facts, Journal, Kept, Position, Shape
+from gateway_shim.stream.resume import MAX_RESUMES, why_not
+
+FACTS = Facts(
+    StartRequest("cam", publish_url="http://o/ai/trickle/cam-out", aliases=("kamera",), params={"width": 64}),
+    {"1": {"class_type": "LoadTensor", "inputs": {"seed": 2**63}}},
+    7,
+    Shape(64, 48, True, "bt709", True),
+    (1.5,),
+)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    opened = Journal.open(tmp_path)
+    assert opened is not None
+    return opened
+
+
+def test_what_was_written_is_read(journal: Journal, tmp_path: Path) -> None:
+    position = Position(123.5, 9 << 33, 2**34, -90_000, 12, 3)
+    record = journal.record("cam")
+    record.write(FACTS)
+    record.reached(replace(position, pts=1 << 60))
+    record.reached(position)  # the shorter text leaves nothing of the longer one
+    (kept,) = journal.read()
+    assert (kept.facts, kept.position) == (FACTS, position)
+    record.remove()
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["lock"]
+
+
+def test_files_are_their_users_alone(journal: Journal, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        record = journal.record("../../elsewhere")
+        record.write(FACTS)
+        record.reached(Position(1.0))
+    finally:
+        os.umask(before)
+    paths = list((tmp_path / FOLDER).iterdir())
+    assert len(paths) == 3, "an id chooses no path"
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o600}
+    assert stat.S_IMODE((tmp_path / FOLDER).stat().st_mode) & 0o022 == 0
+
+
+def test_workflow_is_kept_once_and_large_parameters_not_at_all(journal: Journal) -> None:
+    workflow = {"1": {"class_type": "X", "inputs": {"text": "y" * 200_000}}}
+    request = replace(FACTS.request, workflow=workflow, params={"prompts": workflow})
+    journal.record("cam").write(replace(FACTS, request=request, prompt=workflow))
+    (kept,) = journal.read()
+    assert kept.facts.prompt == workflow
+    assert kept.facts.request == replace(request, workflow=None, params={})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"format": 1}', '{"format": 2}', "9" * 5000, '{"format":1,"request":{"aliases":[]}}'],
+)
+def test_what_cannot_be_read_is_removed_and_the_rest_is_not(journal: Journal, tmp_path: Path, text: str) -> None:
+    journal.record("cam").write(FACTS)
+    folder = tmp_path / FOLDER
+    for name in ("bad.json", "bad.pos", "orphan.pos", "half.part"):
+        (folder / name).write_text(text)
+    (kept,) = journal.read()
+    assert kept.facts == FACTS
+    assert len(list(folder.iterdir())) == 2, "the record and the lock"
+
+
+@pytest.mark.parametrize("text", [None, "", "{", '{"at": "x"}', '{"nobody": 1}', "[1]"])
+def test_without_a_position_the_stream_is_as_old_as_its_record(
+    journal: Journal, tmp_path: Path, text: str | None
+) -> None:
+    journal.record("cam").write(FACTS)
+    (path,) = (tmp_path / FOLDER).glob("*.json")
+    os.utime(path, (1000, 1000))
+    if text is not None:
+        path.with_suffix(".pos").write_text(text)
+    (kept,) = journal.read()
+    assert kept.position == Position(1000)
+
+
+def test_journal_belongs_to_one_shim(journal: Journal, tmp_path: Path) -> None:
+    assert Journal.open(tmp_path) is None
+    journal.close()
+    again = Journal.open(tmp_path)
+    assert again is not None
+    again.close()
+
+
+def test_disk_that_takes_nothing_costs_one_line(
+    journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = journal.record("cam")
+    (tmp_path / FOLDER).rename(tmp_path / "gone")
+    for _ in range(10):
+        record.write(FACTS)
+        record.reached(Position(1.0))
+    record.remove()
+    assert len(caplog.records) == 1
+
+
+def kept_of(silent_s: float, *resumed_before_s: float) -> Kept:
+    now = time.time()
+    facts = replace(FACTS, resumed_at=tuple(now - before_s for before_s in resumed_before_s))
+    return Kept(facts, Position(now - silent_s), None)  # type: ignore[arg-type]  # nothing is written here
+
+
+def test_what_goes_on_and_what_is_handed_over() -> None:
+    assert why_not(kept_of(5), 20) is None
+    assert "silence" in str(why_not(kept_of(21), 20))
+    assert "silence" in str(why_not(kept_of(0), 0)), "0: always handed over"
+    assert why_not(kept_of(-3600), 20) is None, "a clock that was set back"
+    assert "resumed" in str(why_not(kept_of(1, *range(MAX_RESUMES)), 20))
+    assert why_not(kept_of(1, *range(500, 500 + MAX_RESUMES)), 20) is None, "long ago"
