@@ -109,6 +109,10 @@ class Graph(Protocol):
         """Runs in microseconds and without torch: it need not go through the executor thread."""
 
     @property
+    def shares(self) -> bool:
+        """A batch may have frames of several sessions: it keeps nothing of them, and each comes out as if alone."""
+
+    @property
     def picture_size(self) -> tuple[int, int]:
         """Width and height of the last picture that it gave; 0, 0 before the first."""
 
@@ -174,6 +178,7 @@ class PassThrough:
     runner: str = "pass_through"
     runner_reason: str = "the workflow hands its live input to its live output"
     inline: bool = field(default=True, init=False)
+    shares: bool = field(default=False, init=False)  # there is nothing to gain
 
     @property
     def picture_size(self) -> tuple[int, int]:

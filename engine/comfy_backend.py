@@ -36,6 +36,7 @@ from .graph.comfy import ComfyHost, ComfyUnavailable
 from .graph.device import DeviceInfo
 from .graph.device_pixels import ON_CPU, Placement, placement
 from .graph.policy import Policy
+from .graph.rows import rows_apart
 from .graph.runner import NodeFailed, Runner, TickInput, TickInterrupted, TickOutput
 from .graph.schema import NodeDefinition
 from .graph.sound import NotSound, silence, to_samples, to_waveform
@@ -94,7 +95,9 @@ class ComfyGraph:
 
     inline: Final = False
 
-    def __init__(self, runner: Runner, prompt: Prompt, video: VideoFormat, place: Placement = ON_CPU) -> None:
+    def __init__(
+        self, runner: Runner, prompt: Prompt, video: VideoFormat, place: Placement = ON_CPU, share: bool = False
+    ) -> None:
         runner.load(prompt)
         self._runner = runner
         self._prompt = prompt
@@ -102,6 +105,7 @@ class ComfyGraph:
         colour = cext.Colour(matrix=video.matrix, full_range=video.full_range)
         self._converter = Converter(video.pixel_format, colour, place)
         self._workflow = Workflow(prompt)
+        self._share = share and rows_apart(prompt)  # of the classes; an update keeps them
         self._texts = Texts(prompt)
         self._waveform = silence(buffer_samples(prompt, SILENCE_RATE), 2)
         self._sample_rate = SILENCE_RATE
@@ -115,6 +119,10 @@ class ComfyGraph:
     @property
     def runner_reason(self) -> str:
         return self._runner.reason
+
+    @property
+    def shares(self) -> bool:
+        return self._share and self._runner.name == "plan"
 
     def run(self, prompt: Prompt, frames: Sequence[FrameIn], sound: Sound | None = None) -> RunResult:
         began = time.perf_counter_ns()
@@ -258,7 +266,9 @@ class ComfyBackend:
     def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Building:
         began = time.monotonic()
         report(Stage("planning"))
-        graph = ComfyGraph(self._loaded.new_runner(self._settings.runner), prompt, video, self._placement)
+        settings = self._settings
+        runner = self._loaded.new_runner(settings.runner)
+        graph = ComfyGraph(runner, prompt, video, self._placement, settings.share_batches)
         frames = self._settings.warm_up_frames
         planes = bytes([WARM_UP_LEVEL]) * video.frame_bytes
         checked, _ = self._loaded.checked(prompt)  # with the values that the nodes will get

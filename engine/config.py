@@ -141,6 +141,9 @@ class Settings:
     )
     # More sessions than this only share the same device's time; an operator with a large GPU raises it.
     max_sessions: int = _option(_whole(1, 1024), "sessions at once", 8)
+    share_batches: bool = _option(
+        _yes, "frames of sessions with equal image workflows and parameters run as one batch", False
+    )
     max_message_bytes: int = _option(
         _whole(1 << 20, (1 << 31) - 1), "largest gRPC message, both ways", proto.MAX_MESSAGE_BYTES
     )

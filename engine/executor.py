@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
 import logging
 import queue
@@ -70,7 +71,8 @@ class Executor:
         if self._stopping:
             done.cancel()
             return done
-        self._jobs.put(_Job(lambda: call(*args, **kwargs), done, contextvars.copy_context()))
+        plain = call if not args and not kwargs else functools.partial(call, *args, **kwargs)
+        self._jobs.put(_Job(plain, done, contextvars.copy_context()))
         return done
 
     async def stop(self, deadline_s: float) -> bool:

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -30,7 +30,10 @@ BUILD_PATIENCE_S: Final = 0.1
 TRACE_EVERY_S: Final = 1.0
 
 #: Hands a function to the executor thread.
-Submit = Callable[[Callable[[], RunResult]], "asyncio.Future[RunResult]"]
+Submit = Callable[[Callable[[], Sequence[RunResult | Exception]]], Awaitable[Sequence[RunResult | Exception]]]
+
+#: Sessions in one shared run at most.
+MAX_SHARED: Final = 16
 
 
 class Batch(Protocol):
@@ -43,19 +46,23 @@ class Batch(Protocol):
     def run(self) -> RunResult:
         """On the executor thread, or on the loop when ``inline``. Raises GraphFailed."""
 
+    def run_with(self, others: Sequence[Any], /) -> Sequence[RunResult | Exception]:
+        """On the executor thread, with batches of sources that are ``alike``: what each gave or raised."""
+
 
 @dataclass(slots=True)
 class _Job:
     """A batch on the executor thread, and how long it had it; what was submitted before is not its cost."""
 
     batch: Batch
+    others: Sequence[Batch]
     clock: Callable[[], float]
     seconds: float = 0.0
 
-    def __call__(self) -> RunResult:
+    def __call__(self) -> Sequence[RunResult | Exception]:
         began = self.clock()
         try:
-            return self.batch.run()
+            return self.batch.run_with(self.others) if self.others else (self.batch.run(),)
         finally:
             self.seconds = self.clock() - began
 
@@ -69,6 +76,10 @@ class Source(Protocol[B]):
     @property
     def inline(self) -> bool:
         """Whether the batches that ``take`` would give are inline."""
+
+    @property
+    def alike(self) -> Hashable | None:
+        """Sources with an equal one may run as one; None: it runs alone."""
 
     def due_at(self) -> float | None:
         """When its next run should be over, ``time.monotonic()`` seconds; infinite if nobody waits for it.
@@ -150,8 +161,11 @@ class Scheduler:
 
     def _next(self) -> Source[Any] | None:
         """Who has the next turn; those that have nothing to run any more leave."""
+        share = self._share
+        if not share:
+            return None
         due: dict[Source[Any], float] = {}
-        for source in self._share.competing:
+        for source in share.competing:
             at = source.due_at()
             if at is None:
                 self._share.leave(source)
@@ -167,19 +181,44 @@ class Scheduler:
         else:
             source.finish(batch, result)
 
+    def _company(self, source: Source[Any]) -> list[tuple[Source[Any], Batch]]:
+        """Batches of other sources that run with the one that was just taken of ``source``."""
+        alike = source.alike
+        company: list[tuple[Source[Any], Batch]] = []
+        for other in self._share.competing:
+            if other is not source and other.alike == alike and len(company) < MAX_SHARED - 1:
+                batch = other.take()
+                if batch is not None:
+                    company.append((other, batch))
+        return company
+
     async def _on_executor(self, source: Source[Any], batch: Batch) -> None:
         self.running = batch
-        job = _Job(batch, self._clock)
+        company = self._company(source) if source.alike is not None else []
+        job = _Job(batch, [each for _, each in company], self._clock)
         try:
-            result = await self._submit(job)
+            results: Sequence[RunResult | Exception] = await self._submit(job)
         except Exception as exc:  # any node may raise anything: its frames fail, everybody else goes on
-            self._share.charge(source, job.seconds)
-            source.fail(batch, self._failure(exc))
-        else:
-            self._share.charge(source, job.seconds)
-            source.finish(batch, result)
+            results = [exc] * (1 + len(company))
         finally:
             self.running = None
+        if not company:
+            self._share.charge(source, job.seconds)
+            self._settle(source, batch, results[0])
+            return
+        cost = job.seconds / len(results)
+        for (each, its), result in zip([(source, batch), *company], results, strict=True):
+            self._share.charge(each, cost)
+            self._settle(each, its, result)
+        for each, _ in company:
+            if not each.has_waiting():
+                self._share.leave(each)
+
+    def _settle(self, source: Source[Any], batch: Batch, result: RunResult | Exception) -> None:
+        if isinstance(result, Exception):
+            source.fail(batch, self._failure(result))
+        else:
+            source.finish(batch, result)
 
     def _failure(self, error: Exception) -> GraphFailed:
         if isinstance(error, GraphFailed):

@@ -7,11 +7,12 @@ every frame that arrives exactly one result leaves, and at every moment
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +27,7 @@ from .outbox import Outbox
 from .pace import Pace
 from .parameters import Parameters, Revision
 from .run_clock import RunClock
+from .shared_run import run_together
 from .wire import VideoFormat
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,10 @@ class Run:
         self.clock.begin(self.revision)
         graph, prompt = self.revision.graph, self.revision.prompt
         return graph.run(prompt, self.frames) if self.sound is None else graph.run(prompt, self.frames, self.sound)
+
+    def run_with(self, others: Sequence[Run]) -> list[RunResult | Exception]:
+        """It and runs of other sessions that are ``alike``, as one; what each gave or raised."""
+        return run_together([self, *others])
 
 
 @dataclass(slots=True)
@@ -123,6 +129,7 @@ class Session:
         self._closed = False
         self._runs = RunClock(run_limit_s, clock)
         self._pace = Pace()
+        self._alike: tuple[Revision, Hashable] | None = None
         self._sound = sound
         self._told: pb.SessionOpened | None = None  # what the client knows of the workflow's ends
         self._told_of: Revision | None = None
@@ -199,6 +206,16 @@ class Session:
     @property
     def inline(self) -> bool:
         return self.parameters.current.graph.inline
+
+    @property
+    def alike(self) -> Hashable | None:
+        """Sessions of which this is equal may share a run: same format, parameters and graph. None: it must not."""
+        revision = self.parameters.current
+        if self._max_batch > 1 or not revision.graph.shares:
+            return None
+        if self._alike is None or self._alike[0] is not revision:
+            self._alike = revision, (self.video, json.dumps(revision.prompt, sort_keys=True))
+        return self._alike[1]
 
     def has_waiting(self) -> bool:
         return bool(self._waiting) or (self._sound is not None and not self._closed and self._sound.ready())

@@ -14,7 +14,12 @@ from engine.builder import _advance
 from engine.comfy_backend import ComfyBackend
 from engine.config import Choice, Settings
 from engine.graph.comfy import ComfyHost
+from engine.graph.rows import ROWS_APART, rows_apart
 from engine.graph.workflow import Prompt, read
+from engine.parameters import Revision
+from engine.run_clock import RunClock
+from engine.session import Run
+from engine.shared_run import run_together
 from engine.wire import VideoFormat
 from tests.comfy.conftest import graph
 
@@ -105,3 +110,72 @@ def test_picture_made_of_no_frame_stands_for_all_of_a_batch(backend: ComfyBacken
     assert len(pictures) == BATCH
     assert len({picture.planes for picture in pictures if picture is not None}) == 1
     assert None not in pictures
+
+
+def run_of(graph: Graph, prompt: Prompt, batch: Sequence[FrameIn]) -> Run:
+    return Run(Revision(1, prompt, graph), batch, [0] * len(batch), RunClock(0.0))
+
+
+def sharing(host: ComfyHost) -> ComfyBackend:
+    backend = ComfyBackend(Settings(address="unix:none", runner="plan", share_batches=True))
+    backend._host = host
+    return backend
+
+
+@pytest.mark.parametrize("name", APART)
+def test_sessions_that_share_a_run_get_what_each_gets_alone(name: str, host: ComfyHost) -> None:
+    backend, prompt = sharing(host), example(name, host)
+    graphs = [built(backend, prompt) for _ in range(4)]
+    try:
+        if not graphs[0].shares:
+            pytest.skip("has a node that is not known to be safe")
+        ones = [frames(10 * number, 1) for number in range(3)]
+        results = run_together([run_of(graph, prompt, one) for graph, one in zip(graphs, ones, strict=False)])
+        for result, one in zip(results, ones, strict=True):
+            assert not isinstance(result, Exception)
+            assert result.pictures == alone(graphs[3], prompt, one)
+    finally:
+        for graph in graphs:
+            graph.close()
+
+
+def test_every_class_that_shares_is_in_an_example_that_does(host: ComfyHost) -> None:
+    prompts = [example(name, host) for name in APART]
+    shown = {node["class_type"] for prompt in prompts if rows_apart(prompt) for node in prompt.values()}
+    assert shown >= ROWS_APART
+    assert sum(map(rows_apart, prompts)) >= 10
+
+
+@pytest.mark.parametrize("name", ["grain", "banner"])
+def test_random_numbers_and_texts_are_not_shared(name: str, host: ComfyHost) -> None:
+    assert not rows_apart(example(name, host))
+
+
+def test_graph_that_puts_a_batch_into_one_picture_runs_once_a_session(host: ComfyHost) -> None:
+    prompt = graph(
+        colour=("EmptyImage", {"width": 64, "height": 48, "batch_size": 1, "color": 0}),
+        over=("ImageCompositeMasked", {"destination": ["colour", 0], "source": ["live", 0], "x": 0, "y": 0,
+                                       "resize_source": False}),
+        out=("SaveTensor", {"images": ["over", 0]}),
+    )  # fmt: skip
+    assert rows_apart(prompt)
+    backend = sharing(host)
+    graphs = [built(backend, prompt) for _ in range(3)]
+    ones = [frames(10 * number, 1) for number in range(2)]
+    try:
+        results = run_together([run_of(each, prompt, one) for each, one in zip(graphs, ones, strict=False)])
+        for result, one in zip(results, ones, strict=True):
+            assert not isinstance(result, Exception)
+            assert result.pictures == alone(graphs[2], prompt, one)
+    finally:
+        for each in graphs:
+            each.close()
+
+
+def test_nothing_is_shared_unless_the_operator_says_so(host: ComfyHost) -> None:
+    backend = ComfyBackend(Settings(address="unix:none"))
+    backend._host = host
+    made = built(backend, prompt := example("mirror", host))
+    assert rows_apart(prompt)
+    assert not made.shares
+    made.close()

@@ -80,6 +80,7 @@ class StubGraph:
         self.backend = backend
         self.video = video
         self.closed = False
+        self.shares = backend.shares
         self.fuse = FUSE
         self.runs: list[tuple[int, ...]] = []
 
@@ -132,6 +133,7 @@ class StubBackend:
         self.warm_up_steps = 2
         self.step_s = 0.0
         self.run_s = 0.0
+        self.shares = False  # what its graphs say
         self.graphs: list[StubGraph] = []
         self.first_made: dict[int, int] = {}  # level to the first frame that got it
         self.log: list[tuple[StubGraph, tuple[int, ...]]] = []

@@ -34,6 +34,7 @@ class SoundGraph:
     runner = "stub"
     runner_reason = "a test"
     inline = False
+    shares = False
 
     def __init__(self, backend: SoundBackend, video: VideoFormat) -> None:
         self.backend = backend

@@ -249,3 +249,36 @@ async def test_sessions_end_as_unavailable_when_the_engine_stops(tmp_path: Path)
         assert {result.dropped.reason for result in process.results.values()} == {pb.Dropped.REASON_CLOSED}
         assert process.order == [0, 1]
         assert backend.graphs[0].closed
+
+
+async def test_equal_sessions_share_a_run_until_one_is_changed(tmp_path: Path) -> None:
+    settings, backend = settings_for(tmp_path), StubBackend()
+    backend.shares = True
+    async with running_engine(settings, backend), connected(settings.address) as client:
+        names = ("first", "second", "third")
+        processes = [
+            await client.open(workflow_json=workflow(level), session_id=name)
+            for name, level in zip(names, (1, 1, 2), strict=True)
+        ]
+
+        async def all_send(number: int) -> list[int]:
+            """Levels of the pictures, with the frames waiting behind somebody else's run."""
+            backend.gate.clear()
+            backend.running.clear()
+            await processes[2].frame(2 * number, FRAME)
+            await asyncio.to_thread(backend.running.wait)
+            for name, process in zip(names, processes, strict=True):
+                await process.frame(2 * number + 1, FRAME)
+                await in_flight(client, name, 2 if name == "third" else 1)
+            backend.gate.set()
+            return [(await process.result(2 * number + 1)).picture.planes[0] for process in processes]
+
+        assert await all_send(0) == [1, 1, 2]
+        assert [len(ids) for _, ids in backend.log].count(2) == 1, "one run for the two"
+        override = pb.NodeOverride(node_id="5", input="level", value_json="9")
+        await client.stub.UpdateSession(pb.UpdateSessionRequest(session_id="second", overrides=[override]))
+        assert await all_send(1) == [1, 9, 2]
+        assert [len(ids) for _, ids in backend.log].count(2) == 1
+        for process, version in zip(processes, (1, 2, 1), strict=True):
+            assert process.results[3].version == version
+            assert process.credits == processes[0].credits

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -27,6 +28,7 @@ class FakeGraph:
     runner = "fake"
     runner_reason = ""
     inline = False
+    shares = False
 
     def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
         raise AssertionError("the test makes the results")
@@ -216,3 +218,39 @@ def test_a_run_that_outlives_its_session_is_not_taken_again() -> None:
     session.close()
     session.finish(run, RunResult([PictureOut(PLANES, 4, 2)]))
     assert session.take() is None
+
+
+class PaintingGraph(FakeGraph):
+    """Gives back what came, but for a batch that ``refuses`` says it cannot, and frames that fail alone too."""
+
+    def __init__(self, refuses: str = "", bad: bytes = b"") -> None:
+        self.refuses, self.bad = refuses, bad
+
+    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
+        if any(frame.planes == self.bad for frame in frames):
+            raise GraphFailed("this one")
+        if len(frames) > 1 and self.refuses == "raises":
+            raise GraphFailed("too large")
+        pictures = [PictureOut(frame.planes, 4, 2) for frame in frames]
+        return RunResult(pictures[:1] if self.refuses == "one" else pictures)
+
+
+@pytest.mark.parametrize("refuses", ["", "raises", "one"])
+@pytest.mark.parametrize("bad", [-1, 0, 1])
+def test_each_of_a_shared_run_gets_its_own_picture_or_failure(refuses: str, bad: int) -> None:
+    planes = [bytes([number]) * VIDEO.frame_bytes for number in range(3)]
+    runs = []
+    for number in range(3):
+        graph = PaintingGraph(refuses, planes[bad] if bad >= 0 else b"")
+        session = Session(str(number), VIDEO, Parameters({}, graph, lambda _: None), Outbox())
+        session.opened(pb.SessionOpened())
+        session.accept([pb.Frame(frame_id=1, planes=planes[number])])
+        run = session.take()
+        assert run is not None
+        runs.append(run)
+    for number, result in enumerate(runs[0].run_with(runs[1:])):
+        if number == bad:
+            assert isinstance(result, GraphFailed)
+        else:
+            assert isinstance(result, RunResult)
+            assert [picture and picture.planes for picture in result.pictures] == [planes[number]]

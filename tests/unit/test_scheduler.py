@@ -27,6 +27,11 @@ class FakeBatch:
             raise self.error
         return RunResult([])
 
+    def run_with(self, others: list[FakeBatch]) -> list[RunResult | Exception]:
+        self.source.clock.now += self.source.cost
+        self.source.log.append(f"together {1 + len(others)}")
+        return [batch.error or RunResult([]) for batch in (self, *others)]
+
 
 @dataclass
 class Clock:
@@ -39,6 +44,8 @@ class Clock:
 
 
 class FakeSource:
+    alike: str | None = None
+
     def __init__(
         self, name: str, log: list[str], batches: int, inline: bool = False, *, clock: Clock, cost: float = 1.0
     ) -> None:
@@ -245,3 +252,40 @@ async def test_removed_source_is_not_asked() -> None:
         gate.open.set()
         await last.done.wait()
     assert log == ["first", "last"]
+
+
+async def test_alike_sources_run_as_one_and_answer_for_themselves() -> None:
+    log: list[str] = []
+    gate = Gate()
+    gate.open.set()
+    scheduler = Scheduler(gate, clock := Clock())
+    sources = [FakeSource(name, log, 2, clock=clock) for name in "abcd"]
+    for source, alike in zip(sources, ("x", "y", "x", None), strict=True):
+        source.alike = alike
+    sources[2].waiting[0] = GraphFailed("x", code="mine")
+    async with running(scheduler):
+        for source in sources:
+            scheduler.wake(source)
+        for source in sources:
+            await source.done.wait()
+        await scheduler.quiet()
+    assert log[:3] == ["together 2", "a", "c!mine"]
+    assert sorted(log) == sorted(["together 2", "a", "c!mine", "together 2", "a", "c", "b", "b", "d", "d"])
+    assert not scheduler._share
+
+
+async def test_source_that_stops_being_alike_runs_alone_at_once() -> None:
+    log: list[str] = []
+    gate = Gate()
+    scheduler = Scheduler(gate, clock := Clock())
+    one, other = (FakeSource(name, log, 2, clock=clock) for name in "ab")
+    one.alike = other.alike = "x"
+    async with running(scheduler):
+        scheduler.wake(one)
+        scheduler.wake(other)
+        await gate.entered.wait()
+        other.alike = "y"
+        gate.open.set()
+        await one.done.wait()
+        await other.done.wait()
+    assert log == ["together 2", "a", "b", "a", "b"]
