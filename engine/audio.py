@@ -246,6 +246,11 @@ class SoundFeed:
         self._paced = paced_by_sound(workflow) or (self._wanted and not self._has_video)
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether the workflow takes sound."""
+        return self._wanted
+
+    @property
     def is_pace(self) -> bool:
         """Whether a run belongs to a buffer, and frames give nothing."""
         return self._paced

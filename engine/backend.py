@@ -77,6 +77,7 @@ class RunResult:
     sound_problem: str = ""  # a sentence, when the graph's sound could not be used
     graph_us: int = 0
     convert_us: int = 0
+    apart: Sequence[RunResult] = ()  # one for each frame, where frames ran one after another; maybe not for the last
 
 
 class GraphFailed(Exception):

@@ -39,9 +39,10 @@ from .loading import Loading, LoadState
 from .logs import current_session
 from .outbox import Outbox
 from .parameters import Parameters, links_of
+from .run import Run
 from .run_clock import RunClock
 from .scheduler import Scheduler
-from .session import Run, Session
+from .session import Session
 from .starts import Starts
 
 logger = logging.getLogger(__name__)

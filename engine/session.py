@@ -13,21 +13,21 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from proto import engine_pb2 as pb
 from proto.frames import Bytes, Frame, FrameResult, Picture, Results
 
-from .audio import Sound, SoundFeed
+from .audio import SoundFeed
 from .backend import FrameIn, GraphFailed, RunResult
 from .ends import opened_message, same_ends
 from .errors import EngineError, NoSuchSession
 from .outbox import Outbox
 from .pace import Pace
 from .parameters import Parameters, Revision
+from .run import Run, Waiting
 from .run_clock import RunClock
-from .shared_run import run_together
 from .wire import VideoFormat
 
 logger = logging.getLogger(__name__)
@@ -37,48 +37,13 @@ logger = logging.getLogger(__name__)
 #: the latency of every frame (with a graph of 40 ms, five in all were 200 ms old when they came back).
 PIPELINE_FRAMES: Final = 2
 
+#: Frames that one visit to the executor thread runs, one after another, where they wait and are so quick: a visit and
+#: a message cost as much CPU as a small frame's conversion. The first answer waits for the last: this long at most.
+VISIT_FRAMES: Final = 4
+VISIT_S: Final = 0.012
+
 #: Frames of one run at most; a larger wish is cut to this. 16 frames of 1080p are 400 MB as float32 RGB.
 MAX_BATCH: Final = 16
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """A frame that waits for its run."""
-
-    frame: FrameIn
-    arrived: float  # time.monotonic() seconds
-    age_ms: int  # when it arrived
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Frames of one run, or the sound that it is for, with what they run on."""
-
-    revision: Revision
-    frames: Sequence[FrameIn]
-    waiting_us: Sequence[int]
-    clock: RunClock
-    sound: Sound | None = None
-
-    @property
-    def inline(self) -> bool:
-        return self.revision.graph.inline
-
-    @property
-    def pts(self) -> int:
-        """Of what it is for."""
-        if self.frames or self.sound is None:
-            return self.frames[0].pts
-        return self.sound.pts
-
-    def run(self) -> RunResult:
-        self.clock.begin(self.revision)
-        graph, prompt = self.revision.graph, self.revision.prompt
-        return graph.run(prompt, self.frames) if self.sound is None else graph.run(prompt, self.frames, self.sound)
-
-    def run_with(self, others: Sequence[Run]) -> list[RunResult | Exception]:
-        """It and runs of other sessions that are ``alike``, as one; what each gave or raised."""
-        return run_together([self, *others])
 
 
 @dataclass(slots=True)
@@ -120,9 +85,10 @@ class Session:
         self._max_batch = min(max(max_batch, 1), MAX_BATCH)
         self._clock = clock
         self._frame_bytes = video.frame_bytes
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._running: Run | None = None
         self._credits = 0
+        self._extra = 0  # of them, while the graph is quick
         self._last_frame_id = -1
         self._ended = False
         self._failing = False
@@ -172,7 +138,7 @@ class Session:
                 credits += 1
                 continue
             self._last_frame_id = frame_id
-            self._waiting.append(_Waiting(FrameIn(frame_id, pts, planes), arrived, message.age_ms))
+            self._waiting.append(Waiting(FrameIn(frame_id, pts, planes), arrived, message.age_ms))
         self._answer(refused, credits)
 
     def hear(self, blocks: Sequence[pb.AudioBlock]) -> None:
@@ -236,17 +202,28 @@ class Session:
                 self._answer_without_picture()
         now = self._clock()
         self._give_up_late(now)
-        frames: list[FrameIn] = []
-        waiting_us: list[int] = []
-        while self._waiting and len(frames) < self._max_batch:
-            waiting = self._waiting.popleft()
-            frames.append(waiting.frame)
-            waiting_us.append(int((now - waiting.arrived) * 1e6))
+        most = max(self._max_batch, self._per_visit(now))
+        taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        frames = [waiting.frame for waiting in taken]
+        waiting_us = [int((now - waiting.arrived) * 1e6) for waiting in taken]
         sound = self._sound.take() if self._sound is not None and (frames or self._sound.is_pace) else None
         if frames or sound is not None:
-            run = self._running = Run(self.parameters.current, frames, waiting_us, self._runs, sound)
+            apart = taken if self._max_batch == 1 and len(taken) > 1 else ()
+            run = self._running = Run(self.parameters.current, frames, waiting_us, self._runs, sound, apart)
         self._end_if_drained()
         return run
+
+    def _per_visit(self, now: float) -> int:
+        """How many frames may run one after another before the first of them is answered."""
+        if (
+            self._max_batch > 1
+            or self._failing
+            or self.alike is not None
+            or (self._sound is not None and self._sound.is_wanted)
+        ):
+            return 1
+        least = self._pace.least(self.parameters.current, now)
+        return max(1, min(VISIT_FRAMES, int(VISIT_S / least))) if least else 1
 
     def due_at(self) -> float | None:
         """When the next run should be over, on the session's clock; infinite without a budget.
@@ -264,7 +241,7 @@ class Session:
         self._end_if_drained()
         return None
 
-    def _due(self, waiting: _Waiting) -> float:
+    def _due(self, waiting: Waiting) -> float:
         return waiting.arrived + (self._budget_ms - waiting.age_ms) / 1000
 
     def _give_up_late(self, now: float) -> None:
@@ -312,6 +289,18 @@ class Session:
         self._runs.end(result.graph_us)
         if any(result.pictures):  # text is welcome later too
             self._pace.ran(run.revision, (result.graph_us + result.convert_us) / 1e6, self._clock())
+        if run.taken:
+            self._waiting.extendleft(reversed(run.taken[len(result.apart) :]))
+            results = []
+            for waiting, waited, part in zip(run.taken, run.waiting_us, result.apart, strict=False):
+                results += self._results_of(replace(run, frames=[waiting.frame], waiting_us=[waited]), part)
+        else:
+            results = self._results_of(run, result)
+        self._answer_run(results)
+        self._end_if_drained()
+
+    def _results_of(self, run: Run, result: RunResult) -> list[FrameResult]:
+        """For each frame one; what else the run gave goes out at once."""
         version = run.revision.version
         results = []
         for index, frame in enumerate(run.frames):
@@ -337,9 +326,16 @@ class Session:
         if result.sound_problem and not self._deaf_spell:
             self.outbox.put(pb.ProcessResponse(fault=self._fault("bad_sound", result.sound_problem)))
         self._deaf_spell = bool(result.sound_problem)
-        self._credits += len(results)
-        self._answer(results, len(results))
-        self._end_if_drained()
+        return results
+
+    def _answer_run(self, results: list[FrameResult]) -> None:
+        """With the credits that they had, and those that a quick graph has beyond: as many frames as a visit takes
+        may wait while as many run."""
+        extra = 2 * (self._per_visit(self._clock()) - 1)
+        change = max(extra - self._extra, -len(results))
+        self._extra += change
+        self._credits += len(results) + change
+        self._answer(results, len(results) + change)
 
     def _text_pts(self, run: Run) -> int:
         """A moment as pictures tell it, where there are some."""
@@ -356,13 +352,17 @@ class Session:
         fault = self._fault(
             error.code, error.message, error.node_id, error.class_type, error.exception, run.revision.version
         )
-        self.counters.failed += len(run.frames)
+        failed = run.frames
+        if run.taken:  # the first failed; the others did not run
+            failed = run.frames[:1]
+            self._waiting.extendleft(reversed(run.taken[1:]))
+        self.counters.failed += len(failed)
         if not self._failing:  # one line for any number of frames in a row
             logger.warning("the graph fails: node %s (%s): %s", error.node_id, error.class_type, error.message)
         self._failing = True
         results = [
             FrameResult(frame.frame_id, frame.pts, failed=fault, version=run.revision.version, waiting_us=waited)
-            for frame, waited in zip(run.frames, run.waiting_us, strict=True)
+            for frame, waited in zip(failed, run.waiting_us, strict=False)
         ]
         self.outbox.put(pb.ProcessResponse(fault=fault))
         reverted = self.parameters.failed(run.revision, error)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .backend import RunResult
 
 if TYPE_CHECKING:
-    from .session import Run
+    from .run import Run
 
 
 def run_together(runs: Sequence[Run]) -> list[RunResult | Exception]:

@@ -105,7 +105,7 @@ class StubGraph:
         size = plane_bytes(width, self.video.height, self.video.pixel_format)
         texts = [("5", f"level {level}")] if mode == "text" else []
         pictures = [PictureOut(bytes([level]) * size, width, self.video.height) for _ in frames]
-        return RunResult(pictures, texts, graph_us=1500, convert_us=200)
+        return RunResult(pictures, texts, graph_us=1500 + round(self.backend.run_s * 1e6), convert_us=200)
 
     def close(self) -> None:
         assert threading.current_thread().name == "executor"

@@ -14,7 +14,8 @@ from engine.backend import FrameIn, GraphFailed, PictureOut, RunResult
 from engine.graph.workflow import Prompt
 from engine.outbox import Outbox
 from engine.parameters import Parameters
-from engine.session import PIPELINE_FRAMES, Run, Session
+from engine.run import Run
+from engine.session import PIPELINE_FRAMES, VISIT_FRAMES, Session
 from engine.wire import VideoFormat
 from proto import engine_pb2 as pb
 from proto.frames import Frame, FrameResult, Results
@@ -91,14 +92,25 @@ class Books(RuleBasedStateMachine):
         self.run = self.session.take()
 
     @precondition(lambda self: self.run is not None)
-    @rule(pictures=st.integers(0, 3), failed=st.sampled_from([False, False, True]))
-    def settle(self, pictures: int, failed: bool) -> None:
+    @rule(
+        pictures=st.integers(0, 3),
+        failed=st.sampled_from([False, False, True]),
+        graph_us=st.sampled_from([0, 300, 300, 5_000]),
+    )
+    def settle(self, pictures: int, failed: bool, graph_us: int) -> None:
         assert self.run is not None
         run, self.run = self.run, None
         if failed:
             self.session.fail(run, GraphFailed("no"))
+        elif run.taken:  # each by itself; the last may have failed
+            ran = max(1, len(run.taken) - (pictures == 0))
+            part = RunResult([PictureOut(PLANES, 4, 2)], graph_us=graph_us)
+            self.session.finish(run, RunResult([*part.pictures] * ran, graph_us=graph_us, apart=[part] * ran))
+            if not self.session.closed:
+                assert len(self.session._waiting) >= len(run.taken) - ran, "what did not run still waits"
         else:
-            self.session.finish(run, RunResult([PictureOut(PLANES, 4, 2)] * pictures))
+            result = RunResult([PictureOut(PLANES, 4, 2)] * pictures, graph_us=graph_us)
+            self.session.finish(run, result)
 
     # The ends come late, or most runs would be over before anything happened.
     @precondition(lambda self: len(self.sent) >= 20)
@@ -142,7 +154,9 @@ class Books(RuleBasedStateMachine):
         if not self.session.closed:
             without = reasons.count(pb.Dropped.REASON_NO_CREDIT)
             assert self.granted - (len(self.sent) - without) == self.session._credits
-            assert self.session._credits + state.frames_in_flight == self.window, "a credit was lost or made up"
+            window = self.window + self.session._extra
+            assert self.session._credits + state.frames_in_flight == window, "a credit was lost or made up"
+            assert 0 <= self.session._extra <= 2 * (VISIT_FRAMES - 1)
 
 
 class TestBooks(Books.TestCase):  # type: ignore[misc, valid-type, name-defined]
@@ -254,3 +268,66 @@ def test_each_of_a_shared_run_gets_its_own_picture_or_failure(refuses: str, bad:
         else:
             assert isinstance(result, RunResult)
             assert [picture and picture.planes for picture in result.pictures] == [planes[number]]
+
+
+class Slow(FakeGraph):
+    """Takes so long by its own account, and fails on some frames."""
+
+    def __init__(self, graph_us: int, bad: set[int] | None = None) -> None:
+        super().__init__()
+        self.graph_us, self.bad = graph_us, bad or set()
+        self.ran: list[list[int]] = []
+
+    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
+        self.ran.append([frame.frame_id for frame in frames])
+        if self.bad & {frame.frame_id for frame in frames}:
+            raise GraphFailed("no")
+        return RunResult([PictureOut(frame.planes, 4, 2) for frame in frames], graph_us=self.graph_us)
+
+
+def visited(graph: Slow, frames: int) -> tuple[Session, Outbox, list[list[int]]]:
+    """A session that has run one frame, and then as many visits as it takes for ``frames`` that wait."""
+    outbox = Outbox()
+    session = Session("s", VIDEO, Parameters({}, graph, lambda _: None), outbox, clock=lambda: 0.0)
+    session.opened(pb.SessionOpened())
+    session.accept([Frame(frame_id=0, planes=PLANES)])
+    visits = []
+    session._credits += frames  # as if it had been granted
+    first = True
+    while first or session.has_waiting():
+        run = session.take()
+        assert run is not None
+        visits.append([frame.frame_id for frame in run.frames])
+        try:
+            session.finish(run, run.run())
+        except GraphFailed as error:
+            session.fail(run, error)
+        if first:
+            session.accept([Frame(frame_id=number, planes=PLANES) for number in range(1, frames + 1)])
+            first = False
+    return session, outbox, visits
+
+
+def test_a_quick_graph_runs_what_waits_in_one_visit_frame_by_frame() -> None:
+    graph = Slow(500)
+    session, outbox, visits = visited(graph, 6)
+    assert visits == [[0], [1, 2, 3, 4], [5, 6]]
+    assert graph.ran == [[number] for number in range(7)], "each frame is a run of its own"
+    assert session.counters.processed == 7
+    answers = [response for response in outbox._waiting if isinstance(response, Results)]
+    assert [len(answer.results) for answer in answers] == [1, 4, 2], "one message for a visit"
+
+
+def test_a_graph_that_takes_its_time_answers_every_frame_at_once() -> None:
+    _, _, visits = visited(Slow(13_000), 3)
+    assert visits == [[0], [1], [2], [3]]
+
+
+def test_a_frame_that_fails_in_a_visit_takes_no_other_with_it() -> None:
+    graph = Slow(500, bad={3})
+    session, _, visits = visited(graph, 5)
+    assert visits[1] == [1, 2, 3, 4]
+    assert session.counters.processed == 5
+    assert session.counters.failed == 1
+    answered = [number for frames in graph.ran for number in frames if number != 3]
+    assert answered == [0, 1, 2, 4, 5], "in order, and none twice"
