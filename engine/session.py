@@ -215,15 +215,13 @@ class Session:
 
     def _per_visit(self, now: float) -> int:
         """How many frames may run one after another before the first of them is answered."""
-        if (
-            self._max_batch > 1
-            or self._failing
-            or self.alike is not None
-            or (self._sound is not None and self._sound.is_wanted)
-        ):
-            return 1
         least = self._pace.least(self.parameters.current, now)
-        return max(1, min(VISIT_FRAMES, int(VISIT_S / least))) if least else 1
+        if not least or self._failing or self._max_batch > 1:
+            return 1
+        # A run that sessions share, or that a buffer of sound belongs to, is one run.
+        if self.alike is not None or (self._sound is not None and self._sound.is_wanted):
+            return 1
+        return max(1, min(VISIT_FRAMES, int(VISIT_S / least)))
 
     def due_at(self) -> float | None:
         """When the next run should be over, on the session's clock; infinite without a budget.
