@@ -61,9 +61,13 @@ class Estimate:
         """A frame that is sent later than this before it is due comes back too late."""
         return self._round_trip_s + SPREADS * self._spread_s
 
-    @property
-    def in_engine(self) -> int:
-        return len(self._sent_at)
+    def room_for_another(self, budget_s: float, now: float) -> bool:
+        """Whether a fresh frame sent now would be back within its budget, behind those that the engine has.
+
+        Credits alone let a slow graph have a queue in which every frame grows old: three frames of 140 ms are back
+        after 420, and with a budget of 400 ms not one would ever be shown.
+        """
+        return not self._sent_at or (len(self._sent_at) + 1) * self._seconds(now) <= budget_s
 
     def waiting_s(self, now: float, heard_at: float) -> float:
         """How long the engine has had frames and said nothing, if it was last heard at ``heard_at``."""
@@ -76,6 +80,10 @@ class Estimate:
         While the engine is busy all the time: how often a picture came, with everything that it does besides, other
         streams above all. Otherwise what a run of the graph and the conversion leave room for.
         """
-        measured = self._measured_at is not None and now - self._measured_at < BUSY_MEMORY_S
-        seconds = self._interval_s if measured else self._run_s
+        seconds = self._seconds(now)
         return 1 / seconds if seconds > 0 else None
+
+    def _seconds(self, now: float) -> float:
+        """Of the engine's time for one frame; 0 when nothing is known."""
+        measured = self._measured_at is not None and now - self._measured_at < BUSY_MEMORY_S
+        return max(self._interval_s, self._run_s) if measured else self._run_s

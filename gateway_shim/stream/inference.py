@@ -106,6 +106,7 @@ class Inference:
         self._proven = False  # a session opened with these parameters, or with what they were changed from
         self._logged_at: dict[str, float] = {}  # loop time by reason
         self.estimate = Estimate()
+        self._answered = asyncio.Event()  # frames came back
         self._opened_budget_s = budget_s  # what the engine's session counts ages against
         self._progress_at: dict[str, float] = {}  # loop time by stage
         self._heard_at = 0.0  # loop time of the session's last message
@@ -373,6 +374,9 @@ class Inference:
         now = asyncio.get_running_loop().time
         while True:
             await session.credit()
+            while not self.estimate.room_for_another(self.budget_s, now()):
+                self._answered.clear()
+                await self._answered.wait()
             entry = await self._mailbox.take(self.estimate.needed_s)
             self.estimate.sent(entry.frame_id, now())
             await session.send([_frame(entry, now(), self._opened_budget_s)])
@@ -384,6 +388,7 @@ class Inference:
             if isinstance(response, Results):
                 for result in response.results:
                     self._settle(result)
+                self._answered.set()
                 continue
             match response.WhichOneof("message"):
                 case "audio":

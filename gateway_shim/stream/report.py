@@ -102,7 +102,7 @@ class Report:
                 "processed_fps": round(inference.rate.per_second, 1),
                 "graph_ms": round(inference.estimate.graph_ms, 2),
                 "sustainable_fps": sustainable and round(sustainable, 1),
-                "hint": slow_hint(intake.rate.per_second if intake else 0.0, sustainable),
+                "hint": slow_hint(intake.rate.per_second if intake else 0.0, sustainable, inference.budget_s),
                 "last_params_update_time": self._params_at_ms,
                 "last_params": self._params or None,
                 "last_params_hash": self._params_hash,

@@ -75,9 +75,16 @@ def stream_state(facts: StreamFacts) -> StreamState:
     return StreamState.ONLINE
 
 
-def slow_hint(input_fps: float, sustainable_fps: float | None) -> str | None:
-    """What to tell the operator of a graph that is slower than its input; None otherwise."""
-    if sustainable_fps is None or sustainable_fps >= FAST_ENOUGH_SHARE * input_fps:
+def slow_hint(input_fps: float, sustainable_fps: float | None, budget_s: float) -> str | None:
+    """What to tell the operator of a graph that is slower than its input or its budget; None otherwise."""
+    if sustainable_fps is None:
+        return None
+    if sustainable_fps * budget_s < 1:
+        return (
+            f"a frame takes the graph {1000 / sustainable_fps:.0f} ms, longer than the latency budget of "
+            f"{1000 * budget_s:.0f} ms: none is in time; raise latency_budget_ms"
+        )
+    if sustainable_fps >= FAST_ENOUGH_SHARE * input_fps:
         return None
     return (
         f"the graph does {sustainable_fps:.1f} of {input_fps:.1f} frames a second, the last picture stands in for "

@@ -1,21 +1,26 @@
 """A graph that is slower than its input: cadence and latency are kept, and what can be processed is."""
 
+import asyncio
+import gc
 import json
 from pathlib import Path
 
+import psutil
+import pytest
+
 from gateway_shim.localnet.measure import latencies_ms, percentile
 from gateway_shim.localnet.numbered import write_clip
+from gateway_shim.stream.pacing import TICKS, WINDOW_S
 from tests.fakes.engine_backend import StubBackend, workflow
 from tests.fakes.network import network
 
-GRAPH_S = 0.08  # 12.5 frames a second
 BUDGET_MS = 400
 
 
 async def test_slow_graph_keeps_cadence_and_latency_and_shows_what_it_can(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.ts", frames=180)
     backend = StubBackend()
-    backend.run_s = GRAPH_S
+    backend.run_s = 0.08  # 12.5 frames a second
     async with network(tmp_path, backend=backend, latency_budget_ms=BUDGET_MS) as net:
         stream = await net.start(params={"prompts": json.loads(workflow(level=200))})
         published = await stream.publish(clip, realtime=True)
@@ -24,8 +29,47 @@ async def test_slow_graph_keeps_cadence_and_latency_and_shows_what_it_can(tmp_pa
         frames = (await stream.event("stream_stopped"))["frames"]
     assert received.arrivals.pts == sorted(published.video), "something for every frame, in order"
     # 6 s at 12.5 a second are 75; a busy machine gives less, a shim that sends frames too late to be in time none.
-    assert frames["processed"] > 40, frames
+    assert 40 < frames["processed"] < 80, frames
     assert frames["processed"] + frames["passed_through"] + frames["dropped"] == 180
     late = percentile(latencies_ms(published.video, received.arrivals.video), 0.9)
     assert late is not None
     assert late < BUDGET_MS + 200
+
+
+@pytest.mark.timeout(90)
+async def test_sixty_frames_in_seven_out_within_the_budget_in_steady_memory(tmp_path: Path) -> None:
+    """A short form of the soak: 15 s, the engine in a process of its own."""
+    rate, frame_ms = 60, 1000 / 60
+    clip = write_clip(tmp_path / "a.ts", frames=rate, rate=rate, gop=rate)
+    async with network(tmp_path, stub=("--run-s", "0.14")) as net:
+        programs = psutil.Process(), psutil.Process(net.engine_pid())
+        params = {"prompts": json.loads(workflow(level=200)), "latency_budget_ms": BUDGET_MS}
+        stream = await net.start(params=params)
+        publishing = asyncio.create_task(stream.publish(clip, loops=15, realtime=True))
+        await stream.flow(5 * rate)  # codecs, pools and connections are there by then
+        gc.collect()
+        before = [program.memory_info().rss for program in programs]
+        status = (await net.get("/stream/status"))["streams"]["cam"]["inference_status"]
+        published = await publishing
+        gc.collect()
+        grown = [program.memory_info().rss - at for program, at in zip(programs, before, strict=True)]
+        await stream.end_input()
+        received = await stream.received()
+        frames = (await stream.event("stream_stopped"))["frames"]
+    assert 4.5 < status["sustainable_fps"] < 7.5, status
+    assert "max_framerate" in status["hint"]
+    assert received.arrivals.pts == sorted(published.video), "something for every frame, in order"
+    assert 65 < frames["processed"] < 108, frames
+    assert frames["received"] == sum(frames[name] for name in ("processed", "failed", "passed_through", "dropped"))
+    # The pacer remembers for three seconds how late the first frames came out of a cold decoder.
+    start = min(published.video)
+    warm = {pts: at for pts, at in published.video.items() if pts - start > (WINDOW_S + 1) * TICKS}
+    latencies = latencies_ms(warm, received.arrivals.video)
+    late = percentile(latencies, 0.99)
+    print(f"latency p50 {percentile(latencies, 0.5):.0f} p99 {late:.0f} ms, grown {grown}, {frames}")
+    assert late is not None
+    # Publisher, broker, shim and viewer share one loop here, and the machine has other tests: with a load of 4 on two
+    # cores frames arrive up to 70 ms late. A queue in front of the graph would be beyond any of that.
+    assert late < BUDGET_MS + frame_ms + 150, f"{late:.0f} ms"
+    # Ten seconds; what leaks is a frame of 115 kB, and would be 70 MB of it.
+    assert max(grown) < 8e6, grown
