@@ -18,7 +18,7 @@ from pathlib import Path
 
 import cext
 
-from . import appliance, kernels, lanes, latency, material, plan, scaling, trip
+from . import appliance, kernels, lanes, latency, material, peers, plan, scaling, trip
 
 _ROUNDS, _QUICK_ROUNDS = 60, 8
 PARTS = ("kernels", "plan", "lanes", "trip", "latency", "scaling")
@@ -71,6 +71,10 @@ def run(parts: Sequence[str], *, quick: bool) -> dict[str, float]:
     if "kernels" in parts:
         results |= kernels.run(_QUICK_ROUNDS if quick else _ROUNDS)
         _show("kernels", kernel_table(results), began)
+        began = time.monotonic()
+        sizes = {"720p": kernels.SIZES["720p"]} if quick else kernels.SIZES
+        results |= (others := peers.run(peers.QUICK_ROUNDS if quick else peers.ROUNDS, sizes))
+        _show("others", peers.table(others), began)
     if _LIVE & set(parts):
         asyncio.run(_live(parts, results, quick=quick))
     if "plan" in parts:  # last: it brings ComfyUI into this process

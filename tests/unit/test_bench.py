@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from bench import alone, appliance, lanes, latency, material, trip
+from bench import alone, appliance, kernels, lanes, latency, material, peers, trip
 from bench.timed import Page
 from gateway_shim.localnet import numbered, probe
 from gateway_shim.localnet.source import Published
@@ -182,6 +182,23 @@ def test_moments_are_read_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "moments"
     path.write_text("came 3000 1.5\ndecoded 3000 1.6 1.7\nleft 3000 1.8\n")
     assert latency.read(path) == {"came": {3000: (1.5,)}, "decoded": {3000: (1.6, 1.7)}, "left": {3000: (1.8,)}}
+
+
+def test_other_ways_are_compared_with_ours_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "POOL_BYTES", 1)
+    found = peers.run(1, {"512": (WIDTH, HEIGHT)})
+    for way in ("swscale", "torch"):
+        for direction in ("forward", "back"):
+            assert found[f"kernel_peer_{way}_{direction}_512_x_ours"] > 0
+    assert "swscale" in peers.table(found)
+
+
+def test_a_way_that_gives_another_picture_is_no_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "POOL_BYTES", 1)
+    ways = peers.Ways(WIDTH, HEIGHT)
+    monkeypatch.setattr(ways, "_torch", lambda index: np.zeros((HEIGHT, WIDTH, 3), np.float32))
+    with pytest.raises(AssertionError, match="torch differs"):
+        peers.check(ways)
 
 
 def test_memcpy_there_and_back_takes_time() -> None:
