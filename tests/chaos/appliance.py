@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway_shim import supervise
 from gateway_shim.localnet.orchestrator import Orchestrator, Worker
-from gateway_shim.localnet.programs import Programs, descendants, plain_environment
+from gateway_shim.localnet.programs import Programs, plain_environment
 from gateway_shim.trickle.connection import open_http
 
 from .processes import MARK, Memory, started_at
@@ -112,7 +112,9 @@ class Appliance:
         return next(self._children("gateway_shim"), None)
 
     def _children(self, module: str) -> Iterator[int]:
-        for pid in descendants(self.programs.pid):
+        """Only supervisord's own: what a program forks bears its name until it executes something else."""
+        folder = Path(f"/proc/{self.programs.pid}/task/{self.programs.pid}/children")
+        for pid in map(int, folder.read_text().split()):
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 if words[2:4] == [b"-m", module.encode()]:

@@ -18,7 +18,8 @@ from .source import Recipe
 _LOSSY = frozenset({"reset", "answer", "limit", "corrupt", "skip_segment", "repeat_segment", "reset_all"})
 #: Faults that end the stream by the protocol's rules; another one is started after them.
 ENDING = frozenset({"forget", "delete_output", "delete_control", "answer_404", "kill_shim"})
-KILLING = frozenset({"kill_engine", "term_engine", "hang_engine"})
+#: Seconds that have to lie between one of these and the one before: for another stream to start, for a repair.
+_APART_S = dict.fromkeys(ENDING, 8.0) | {"hang_engine": 15.0}
 
 _WEIGHTS = {
     "kill_engine": 4,
@@ -140,11 +141,11 @@ def chaos(seed: int, seconds: float, graph: str, faults: Sequence[str] = ()) -> 
     names = list(faults) or list(_WEIGHTS)
     weights = [_WEIGHTS.get(name, 1) for name in names]
     events = []
-    at, ended_at = 1.0 + chance.expovariate(1.0), 0.0
+    at, ended_at = 1.0 + chance.expovariate(1.0), -8.0
     while at < seconds * 0.9:
         name = chance.choices(names, weights)[0]
-        if name in ENDING:
-            if at - ended_at < 8 or at > seconds * 0.8:
+        if name in _APART_S:
+            if at - ended_at < _APART_S[name] or at > seconds * 0.8:
                 name = "polls" if not faults else ""
             else:
                 ended_at = at

@@ -19,7 +19,7 @@ from gateway_shim.localnet.orchestrator import WorkerRefused
 
 from .appliance import COMFYUI, Appliance, appliance, comfyui_with_slow_node
 from .plan import Plan
-from .processes import Holdings, holdings, left_in, marked
+from .processes import Holdings, connections, holdings, left_in, marked
 from .source import Recipe
 from .stream import Stream
 from .strike import Striker
@@ -108,6 +108,8 @@ async def _play(plan: Plan, it: Appliance, found: Found, say: Callable[[str], No
     await _engine_back(it)
     if not striker.shim_kills:
         found.leaked = await _leaked(it, before)
+        if found.leaked and (pid := it.shim_pid) is not None:
+            found.wrong.append(f"the shim's connections at the end: {', '.join(connections(pid))}")
     elif (pid := it.engine_pid) is not None and (held := holdings(pid).shared_memory):
         found.leaked = {"engine shared_memory": held}
 

@@ -71,12 +71,17 @@ class Striker:
     # ---- processes
 
     async def _kill_engine(self, stream: Stream) -> None:
-        self.kills.append(time.monotonic())
-        self._appliance.kill_engine()
+        self._take_away(signal.SIGKILL)
 
     async def _term_engine(self, stream: Stream) -> None:
-        self.kills.append(time.monotonic())
-        self._appliance.kill_engine(signal.SIGTERM)
+        self._take_away(signal.SIGTERM)
+
+    def _take_away(self, number: signal.Signals) -> int | None:
+        """None when there is no engine at the moment: supervisord waits before it starts the next one."""
+        began = time.monotonic()
+        if (pid := self._appliance.kill_engine(number)) is not None:
+            self.kills.append(began)
+        return pid
 
     async def _freeze_engine(self, stream: Stream, seconds: float) -> None:
         pid = self._appliance.kill_engine(signal.SIGSTOP)
@@ -84,28 +89,28 @@ class Striker:
         async def thaw() -> None:
             await asyncio.sleep(seconds)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid or 0, signal.SIGCONT)
+                os.kill(pid, signal.SIGCONT)
 
         if pid:
             self.beside(thaw())
 
     async def _hang_engine(self, stream: Stream) -> None:
-        pid = self._appliance.kill_engine(signal.SIGSTOP)
+        pid = self._take_away(signal.SIGSTOP)
         began = time.monotonic()
 
         async def repaired() -> None:
             while time.monotonic() - began < _HANG_S:
                 boots = self._appliance.boots
                 if boots[-1].pid != pid and boots[-1].serving_at:
-                    self.hang_repaired_s.append(boots[-1].began_at - began)
+                    self.hang_repaired_s.append(round(boots[-1].began_at - began, 1))
                     return
                 await asyncio.sleep(0.1)
             self.hang_repaired_s.append(_HANG_S)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid or 0, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)  # type: ignore[arg-type]
 
-        self.kills.append(began)
-        self.beside(repaired())
+        if pid is not None:
+            self.beside(repaired())
 
     async def _kill_shim(self, stream: Stream) -> None:
         pid = self._appliance.shim_pid
