@@ -21,7 +21,7 @@ from .run import run
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, help="20, or 12 for each kill")
     parser.add_argument("--minutes", type=float, help="a soak of that length")
     parser.add_argument("--kills", type=int, help="kill the engine that often and do nothing else")
     parser.add_argument("--runs", type=int, default=1, help="that many seeds, from --seed on")
@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("chaos-out"))
     parser.add_argument("--quiet", action="store_true", help="the last line only")
     options = parser.parse_args()
+    options.seconds = options.seconds or 12.0 * (options.kills or 0) or 20.0
     faults = [name for name in options.faults.split(",") if name]
     if unknown := set(faults) - set(plan.FAULTS):
         parser.error(f"there is no fault {', '.join(unknown)}; there are {', '.join(plan.FAULTS)}")

@@ -189,6 +189,8 @@ async def appliance(folder: Path, run: str, *, comfyui: Path | None, **environme
             "HEADRACE_LISTEN_PORT": "0",
             "HEADRACE_REREGISTER_S": "1",
             "TMPDIR": str(temporary),
+            # What `make comfyui` installs beside its ComfyUI is found from there; a copy lies elsewhere.
+            "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(COMFYUI.parents[1])])),
             MARK: run,
         }
         launch = supervise.plan(plain_environment(os.environ) | settings | environment, run_dir)

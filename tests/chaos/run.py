@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway_shim.localnet.orchestrator import WorkerRefused
+from gateway_shim.localnet.programs import free_port
 
 from .appliance import COMFYUI, Appliance, appliance, comfyui_with_slow_node
 from .plan import Plan
@@ -63,7 +64,9 @@ async def run(plan: Plan, output: Path, say: Callable[[str], None]) -> Found:
         if plan.graph != "pass":
             comfyui = COMFYUI if plan.graph == "invert" else comfyui_with_slow_node(folder / "comfyui")
         try:
-            async with appliance(folder, mark, comfyui=comfyui) as it:
+            # A shim that comes back is asked at its old address, which no registration has to repeat.
+            port = free_port() if any(event.fault == "kill_shim" for event in plan.events) else 0
+            async with appliance(folder, mark, comfyui=comfyui, HEADRACE_LISTEN_PORT=str(port)) as it:
                 found.seen = it
                 await _play(plan, it, found, say)
                 found.exit_code = await it.programs.stop()

@@ -60,7 +60,6 @@ class Stream:
         self.processed_at: list[tuple[float, int]] = []  # monotonic time, processed frames
         self.ledger: dict[str, Any] = {}
         self.judged = Judged()
-        self.shim_noticed_end_s: float | None = None
 
     @property
     def name(self) -> str:
@@ -112,7 +111,6 @@ class Stream:
         while time.monotonic() - began < timeout_s:
             status = await self._appliance.status()
             if status is not None and self.live.id not in (status.get("streams") or {}):
-                self.shim_noticed_end_s = time.monotonic() - began
                 return True
             await asyncio.sleep(_POLL_S)
         return False

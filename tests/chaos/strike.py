@@ -25,6 +25,8 @@ from .stream import WORKFLOWS, Stream
 _HANG_S = 20.0
 #: Stamps that fall by less are an overlap, and who is late is dropped (media/timeline.py, MAX_OVERLAP).
 _OVERLAP_S = 1.05
+#: How long a shim that came back may take to open the streams of its journal.
+_RESUME_S = 5.0
 _REGISTERED_S = 60.0
 
 
@@ -47,11 +49,11 @@ class Striker:
         if event.lossy:
             seconds = float(event.arguments.get("seconds", 0) or 0)
             stream.excuse(0.0, abs(seconds))
-        act: Callable[..., Awaitable[None]] = getattr(self, f"_{event.fault}")
-        await act(stream, **event.arguments)
-        if event.fault in ENDING:
+        act: Callable[..., Awaitable[bool | None]] = getattr(self, f"_{event.fault}")
+        goes_on = await act(stream, **event.arguments)
+        if event.fault in ENDING and not goes_on:
             stream.cut_off = True
-        return event.fault in ENDING
+        return stream.cut_off
 
     def beside(self, part: Any) -> None:
         task = asyncio.create_task(part)
@@ -112,13 +114,25 @@ class Striker:
         if pid is not None:
             self.beside(repaired())
 
-    async def _kill_shim(self, stream: Stream) -> None:
+    async def _kill_shim(self, stream: Stream) -> bool:
+        """Whether the next shim goes on with the stream, from its journal."""
         pid = self._appliance.shim_pid
-        before = self._appliance.worker
-        if pid is not None:
-            self.shim_kills += 1
-            os.kill(pid, signal.SIGKILL)
-            await self._appliance.orchestrator.registered(NAME, after=before, timeout_s=_REGISTERED_S)
+        if pid is None:
+            return True
+        self.shim_kills += 1
+        os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        answered = 0.0
+        while time.monotonic() - began < _REGISTERED_S:
+            status = await self._appliance.status()
+            if status is not None and self._appliance.shim_pid != pid:
+                if stream.live.id in status["streams"]:
+                    return True
+                answered = answered or time.monotonic()
+                if time.monotonic() - answered > _RESUME_S:
+                    break
+            await asyncio.sleep(0.1)
+        return False
 
     # ---- the network
 

@@ -68,7 +68,6 @@ class View:
     sound: list[Heard] = field(default_factory=list)
     arrived: dict[int, float] = field(default_factory=dict)
     order: list[int] = field(default_factory=list)  # pts of the pictures as they came
-    sound_order: list[int] = field(default_factory=list)  # pts of packets of sound
     segments: int = 0
     broken_segments: int = 0
     keyless_segments: int = 0
@@ -97,8 +96,7 @@ class _Pipe:
 
 
 class Viewer:
-    """Reads one channel to its end. ``sample_of``: position of the sound in the source per tick is fixed; offsets are
-    found from the first window on."""
+    """Reads one channel to its end."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
         self.view = View()
@@ -142,15 +140,11 @@ class Viewer:
     def _take(self, units: list[Any], keyed: bool | None) -> bool | None:
         now = time.monotonic()
         for unit in units:
-            if unit.pts is None:
-                continue
-            if unit.track.kind == "video":
+            if unit.track.kind == "video" and unit.pts is not None:
                 keyed = unit.keyframe if keyed is None else keyed
                 pts = self._unit_line(unit.pts)
                 self.view.order.append(pts)
                 self.view.arrived.setdefault(pts, now)
-            else:
-                self.view.sound_order.append(unit.pts % _WRAP)
         return keyed
 
     # ---- on the thread
