@@ -17,7 +17,7 @@ _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 _CLOCK_HZ = os.sysconf("SC_CLK_TCK")
 
 #: Threads of asyncio's own pool and of gRPC come when they are first needed and stay (concurrent.futures.thread).
-_POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
+_POOL_THREADS = min(32, (os.cpu_count() or 1) + 4) + 8
 
 #: Every process of a run has this variable, also one that left its parent and its group.
 MARK = "HEADRACE_CHAOS_RUN"
