@@ -41,8 +41,9 @@ class Holdings:
         return {name: more for name, more in pairs.items() if more > 0}
 
 
-def holdings(pid: int, tasks: int = 0, threads: int = 0) -> Holdings:
-    """Raises OSError for a process that is gone."""
+def holdings(pid: int, tasks: int = 0, threads: int = 0, clients: int = 0) -> Holdings:
+    """``clients``: connections that others keep to it, each a socket and a task. Raises OSError for a process that is
+    gone."""
     folder = Path(f"/proc/{pid}")
     kinds: Counter[str] = Counter()
     for each in (folder / "fd").iterdir():
@@ -53,7 +54,14 @@ def holdings(pid: int, tasks: int = 0, threads: int = 0) -> Holdings:
             kinds["memory"] += _is_shared(target)
     mapped = sum(_is_shared(line.split(maxsplit=5)[-1]) for line in (folder / "maps").read_text().splitlines())
     system_threads = len(list((folder / "task").iterdir()))
-    return Holdings(threads, system_threads, kinds["all"], kinds["socket"], kinds["memory"] + mapped, tasks)
+    descriptors, sockets = kinds["all"] - clients, kinds["socket"] - clients
+    return Holdings(threads, system_threads, descriptors, sockets, kinds["memory"] + mapped, tasks - clients)
+
+
+def clients_of(pid: int, port: int) -> int:
+    """Connections that others have to a port of the process."""
+    found = psutil.Process(pid).net_connections("tcp")
+    return sum(each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED for each in found)
 
 
 def _is_shared(name: str) -> bool:
@@ -98,7 +106,7 @@ def marked(run: str) -> dict[int, str]:
 
 
 #: Written for the next start: why an engine ended (gateway_shim/deaths.py), how often it did (engine/starts.py).
-_RECORDS = (".death.json", ".starts")
+_RECORDS = (".death.json", ".starts", "streams/lock")
 
 
 def left_in(run_dir: Path, temporary: Path) -> list[str]:

@@ -20,7 +20,7 @@ from gateway_shim.localnet.programs import free_port
 
 from .appliance import COMFYUI, Appliance, appliance, comfyui_with_slow_node
 from .plan import Plan
-from .processes import Holdings, connections, holdings, left_in, marked
+from .processes import Holdings, clients_of, connections, holdings, left_in, marked
 from .source import Recipe
 from .stream import Stream
 from .strike import Striker
@@ -155,7 +155,9 @@ async def _holdings(it: Appliance) -> Holdings:
     pid = it.shim_pid
     if pid is None or status is None:
         raise RuntimeError("the shim is not there")
-    return holdings(pid, status["additional_info"]["tasks"], status["additional_info"]["threads"])
+    info = status["additional_info"]
+    await asyncio.sleep(0.2)  # the connection of this call is among the tasks, and not to be among the sockets
+    return holdings(pid, info["tasks"], info["threads"], clients_of(pid, int(it.worker.url.rpartition(":")[2])))
 
 
 async def _leaked(it: Appliance, before: Holdings) -> dict[str, int]:
