@@ -147,12 +147,18 @@ class ComfyGraph:
             # The graph has let go of its input now; only then may its memory be used again.
             del tick
             ran = time.perf_counter_ns()
-            given = [] if output.images is None else self._converter.to_planes(output.images[: len(frames)])
-        pictures: list[PictureOut | None] = [PictureOut(item.planes, item.width, item.height) for item in given]
+            images = None if output.images is None else output.images[: len(frames)]
+            places = [frame.place for frame in frames]
+            given = [] if images is None else self._converter.to_planes(images, places)
+        pictures: list[PictureOut | None] = [
+            PictureOut(item.planes, item.width, item.height, item.slot) for item in given
+        ]
         if given:
             self.picture_size = given[-1].width, given[-1].height
         # A picture that was made of no frame stands for all of them.
-        rest = None if self._workflow.image_inputs or not pictures else pictures[-1]
+        rest = None
+        if given and not self._workflow.image_inputs and len(frames) > len(given):
+            rest = PictureOut(bytes(given[-1].planes), given[-1].width, given[-1].height)  # a slot is one frame's
         pictures += [rest] * (len(frames) - len(pictures))
         heard, problem = self._sound_of(output, sound)
         done = time.perf_counter_ns()

@@ -14,6 +14,7 @@ from typing import Final
 from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
 from proto.frames import Frame
+from proto.ring import RingRefused
 
 from . import wire
 from .audio import SoundFeed, audio_format
@@ -35,6 +36,7 @@ from .errors import (
 from .executor import Executor
 from .graph.schema import NodeDefinition
 from .graph.workflow import Finding, Prompt
+from .lane import Lane
 from .loading import Loading, LoadState
 from .logs import current_session
 from .outbox import Outbox
@@ -186,6 +188,7 @@ class Engine:
         if overrides:
             prompt = await self._builder.override(prompt, overrides)
         graph = await self._builder.build(prompt, video, outbox.progress)
+        lane, carried = _lane(request, video)
         session = Session(
             session_id,
             video,
@@ -197,6 +200,7 @@ class Engine:
             sound=SoundFeed(audio, has_video=bool(video.width), latency_budget_ms=request.latency_budget_ms)
             if audio is not None
             else None,
+            lane=lane,
         )
         if self._stopping:
             session.close()
@@ -204,12 +208,13 @@ class Engine:
         self.sessions[session_id] = session
         session.opened(opened_message(session_id, session.parameters.current, video, audio))
         logger.info(
-            "session open: %dx%d %s, runner %s, %d nodes",
+            "session open: %dx%d %s, runner %s, %d nodes; planes by %s",
             video.width,
             video.height,
             video.pixel_format,
             graph.runner,
             len(prompt),
+            carried,
         )
         return session
 
@@ -337,3 +342,14 @@ class Engine:
             raise VersionConflict(
                 f"the parameters are at version {session.parameters.current.version}, not {expected}"
             )
+
+
+def _lane(request: pb.OpenSession, video: wire.VideoFormat) -> tuple[Lane | None, str]:
+    """The shared memory that the client offers, if it can be used; and how planes travel, for the log."""
+    if not request.HasField("shared_memory"):
+        return None, "messages"
+    try:
+        lane = Lane.attach(request.shared_memory, video)
+    except RingRefused as exc:
+        return None, f"messages, because {exc}"
+    return lane, str(lane)

@@ -40,6 +40,12 @@ class Outbox:
         """Never blocks; what comes after ``close`` is discarded."""
         if self._closed:
             return
+        if isinstance(response, Results) and self._waiting and isinstance(self._waiting[-1], Results):
+            last = self._waiting[-1]
+            if last.is_small and response.is_small:
+                # The writer is slower than the graph: one message costs as much as any (hot-path.md section 4).
+                self._waiting[-1] = Results([*last.results, *response.results], last.credits + response.credits)
+                return
         self._waiting.append(response)
         self._changed.set()
         if len(self._waiting) >= OUTBOX_LIMIT:

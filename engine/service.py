@@ -180,6 +180,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # ge
         """Until the client ends its input, in words or by half-closing the call."""
         async for request in requests:
             if isinstance(request, FrameBatch):
+                session.release(request.released_slots)
                 self._engine.frames(session, request.frames)
                 await session.outbox.room()
                 continue
@@ -191,7 +192,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # ge
                 case "audio":
                     self._engine.sound(session, request.audio.blocks)
                     await session.outbox.room()
-                case _:  # slot releases without shared memory, or a message of a later contract
+                case _:  # a message of a later contract
                     pass
         self._engine.end_input(session)
 

@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from proto import engine_pb2 as pb
-from proto.frames import Bytes, Frame, FrameResult, Picture, Results
+from proto.frames import Frame, FrameResult, Picture, Results
 
 from .audio import SoundFeed
-from .backend import FrameIn, GraphFailed, RunResult
+from .backend import FrameIn, GraphFailed, PictureOut, RunResult
 from .ends import opened_message, same_ends
 from .errors import EngineError, NoSuchSession
+from .lane import Lane
 from .outbox import Outbox
 from .pace import Pace
 from .parameters import Parameters, Revision
@@ -70,6 +71,7 @@ class Session:
         latency_budget_ms: int = 0,
         max_batch: int = 1,
         sound: SoundFeed | None = None,
+        lane: Lane | None = None,
         run_limit_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -97,6 +99,7 @@ class Session:
         self._pace = Pace()
         self._alike: tuple[Revision, Hashable] | None = None
         self._sound = sound
+        self._lane = lane
         self._told: pb.SessionOpened | None = None  # what the client knows of the workflow's ends
         self._told_of: Revision | None = None
         self._deaf_spell = False  # the graph's sound cannot be used, and the client knows
@@ -106,6 +109,7 @@ class Session:
     def opened(self, message: pb.SessionOpened) -> None:
         """Answer the open, with the credits that keep the pipe full."""
         self._credits = PIPELINE_FRAMES + self._max_batch
+        message.shared_memory = self._lane is not None
         if self._sound is not None:
             self._told, self._told_of = message, self.parameters.current
             self._sound.follow(self.parameters.current.prompt)
@@ -128,9 +132,7 @@ class Session:
                 refused.append(self._dropped(frame_id, pts, pb.Dropped.REASON_NO_CREDIT))
                 continue
             self._credits -= 1
-            planes = message.planes
-            assert not isinstance(planes, tuple), "what was read is one piece"
-            problem = self._problem(frame_id, planes, message.slot)
+            problem = self._problem(frame_id, len(message.planes), message.slot)
             if problem is not None:
                 self.counters.failed += 1
                 refused.append(FrameResult(frame_id, pts, failed=problem))
@@ -138,8 +140,22 @@ class Session:
                 credits += 1
                 continue
             self._last_frame_id = frame_id
-            self._waiting.append(Waiting(FrameIn(frame_id, pts, planes), arrived, message.age_ms))
+            self._waiting.append(Waiting(self._frame(message), arrived, message.age_ms))
         self._answer(refused, credits)
+
+    def _frame(self, message: Frame) -> FrameIn:
+        planes = message.planes
+        assert not isinstance(planes, tuple), "what was read is one piece"
+        if self._lane is None:
+            return FrameIn(message.frame_id, message.pts, planes)
+        if message.slot:
+            planes = self._lane.claim(message.frame_id, message.slot)
+        return FrameIn(message.frame_id, message.pts, planes, self._lane.place)
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Reply slots that the client is done with."""
+        if self._lane is not None:
+            self._lane.release(slots)
 
     def hear(self, blocks: Sequence[pb.AudioBlock]) -> None:
         """Take sound in; it waits for a run."""
@@ -154,12 +170,16 @@ class Session:
             self._sound.end()
         self._end_if_drained()
 
-    def _problem(self, frame_id: int, planes: Bytes, slot: int) -> pb.Fault | None:
-        if slot:
+    def _problem(self, frame_id: int, size: int, slot: int) -> pb.Fault | None:
+        if slot and self._lane is None:
             return self._fault("bad_frame", "the frame names a slot, but no shared memory was agreed")
-        if len(planes) != self._frame_bytes:
+        if slot and self._lane is not None and (text := self._lane.problem(slot)):
+            return self._fault("bad_frame", text)
+        if slot and size:
+            return self._fault("bad_frame", f"the frame has a slot and {size} bytes of planes; give one")
+        if not slot and size != self._frame_bytes:
             text = (
-                f"planes has {len(planes)} bytes; {self.video.width}x{self.video.height} {self.video.pixel_format} "
+                f"planes has {size} bytes; {self.video.width}x{self.video.height} {self.video.pixel_format} "
                 f"has {self._frame_bytes}"
             )
             return self._fault("bad_frame", text)
@@ -266,6 +286,7 @@ class Session:
         message = opened_message(self.session_id, revision, self.video, feed.format)
         if self._told is None or not same_ends(self._told, message):
             self._told = message
+            message.shared_memory = self._lane is not None
             self.outbox.put(pb.ProcessResponse(opened=message))
 
     def _answer_without_picture(self) -> None:
@@ -294,6 +315,8 @@ class Session:
                 results += self._results_of(replace(run, frames=[waiting.frame], waiting_us=[waited]), part)
         else:
             results = self._results_of(run, result)
+        if self._lane is not None:
+            self._lane.settle({each.picture.slot for each in results if each.picture is not None})
         self._answer_run(results)
         self._end_if_drained()
 
@@ -307,8 +330,7 @@ class Session:
                 message = self._dropped(frame.frame_id, frame.pts, pb.Dropped.REASON_NO_OUTPUT)
             else:
                 self.counters.processed += 1
-                shown = Picture(picture.planes, width=picture.width, height=picture.height)
-                message = FrameResult(frame.frame_id, frame.pts, picture=shown)
+                message = FrameResult(frame.frame_id, frame.pts, picture=_shown(picture))
             message.version = version
             message.graph_us = result.graph_us
             message.convert_us = result.convert_us
@@ -345,6 +367,8 @@ class Session:
         """``run`` raised ``error``: its frames have failed, the session goes on."""
         if self._closed:
             return
+        if self._lane is not None:
+            self._lane.settle()
         self._running = None
         self._runs.end()
         fault = self._fault(
@@ -386,6 +410,8 @@ class Session:
         self._running = None
         self._answer([self._dropped(frame.frame_id, frame.pts, pb.Dropped.REASON_CLOSED) for frame in left], 0)
         self.outbox.close()
+        if self._lane is not None:
+            self._lane.close()
         self.parameters.close(NoSuchSession(f"session {self.session_id!r} ended"))
 
     @property
@@ -415,6 +441,9 @@ class Session:
         )
 
     def _answer(self, results: list[FrameResult], credits: int) -> None:
+        if self._lane is not None:
+            for result in results:
+                self._lane.answered(result.frame_id)
         if results:
             self.outbox.put(Results(results, credits))
 
@@ -443,3 +472,9 @@ class Session:
             version=self.parameters.current.version if version is None else version,
         )
         return self.last_fault
+
+
+def _shown(picture: PictureOut) -> Picture:
+    """As the client gets it: by its slot, or with its planes."""
+    planes = b"" if picture.slot else picture.planes
+    return Picture(planes, picture.slot, picture.width, picture.height)

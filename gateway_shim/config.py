@@ -86,6 +86,14 @@ class Settings:
             "HEADRACE_ENGINES",
         ),
     )
+    lane: str = field(
+        default="auto",
+        metadata=option(
+            "how planes get to the engine; auto: shared memory where engine and shim are on one machine",
+            read.choice("auto", "bytes"),
+            "auto or bytes",
+        ),
+    )
     # With supervisord's five seconds between two looks, and the second in which it starts another: within ten.
     engine_silence_s: float = field(
         default=3.0,

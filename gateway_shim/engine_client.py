@@ -15,6 +15,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Self
 
+import av
 import grpc
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -26,6 +27,7 @@ from proto.frames import Frame, FrameBatch, Results, encode_request, parse_respo
 
 from . import deaths
 from .deaths import Death
+from .engine_lane import EngineLane
 from .errors import (
     EngineGone,
     HeadraceError,
@@ -36,6 +38,7 @@ from .errors import (
     Violation,
     WorkflowRefused,
 )
+from .media.planes import planes_for_message
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,9 @@ CHANNEL_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
+
+#: Frames of one message that carries slot numbers.
+MAX_BATCH = 4
 
 RETRY_S = 0.25  # between two looks at an engine that does not answer
 RPC_TIMEOUT_S = 5.0
@@ -122,8 +128,9 @@ def overrides_of(overrides: Mapping[str, Mapping[str, Any]]) -> list[pb.NodeOver
 class EngineSession:
     """One open ``Process`` call. Owned by one sender and one reader task; ends with `close`."""
 
-    def __init__(self, call: Any, opened: pb.SessionOpened, credits: int) -> None:
+    def __init__(self, call: Any, opened: pb.SessionOpened, credits: int, lane: EngineLane | None = None) -> None:
         self._call = call
+        self._lane = lane
         self._credits = credits
         self._granted = asyncio.Event()
         self._writing = asyncio.Lock()  # gRPC takes one message of a call at a time
@@ -141,12 +148,30 @@ class EngineSession:
         """Wait until at least one frame may be sent."""
         await self._granted.wait()
 
+    @property
+    def lane(self) -> str:
+        """How planes travel: "shared_memory" or "bytes"."""
+        return "bytes" if self._lane is None else "shared_memory"
+
+    @property
+    def batch(self) -> int:
+        """Frames that go well in one message now. With planes in it, batches cost more (hot-path.md section 4)."""
+        return 1 if self._lane is None else max(1, min(MAX_BATCH, self._lane.free))
+
+    def load(self, frame: Frame, picture: av.VideoFrame) -> Frame:
+        """Give a frame its planes (yuv420p), in a slot or as pieces that are valid while ``picture`` lives."""
+        if self._lane is not None:
+            frame.slot = self._lane.put(frame.frame_id, picture)
+        if not frame.slot:
+            frame.planes = planes_for_message(picture)
+        return frame
+
     async def send(self, frames: Sequence[Frame]) -> None:
         """Send one batch; spends a credit for each frame. Raises EngineGone."""
         self._credits -= len(frames)
         if self._credits <= 0:
             self._granted.clear()
-        await self._write(FrameBatch(frames))
+        await self._write(FrameBatch(frames, self._lane.released() if self._lane is not None else ()))
 
     async def send_sound(self, blocks: Sequence[pb.AudioBlock]) -> None:
         """Sound needs no credit. Raises EngineGone."""
@@ -171,6 +196,8 @@ class EngineSession:
             while (response := await self._call.read()) is not grpc.aio.EOF:
                 if response is None:  # gRPC's way to say that it could not be parsed
                     raise EngineGone("the engine sent what is no message of the contract")
+                if self._lane is not None and isinstance(response, Results):
+                    _take_slots(self._lane, response)
                 self._grant(response.credits)
                 yield response
         except grpc.aio.AioRpcError as exc:
@@ -185,14 +212,29 @@ class EngineSession:
         self._call.cancel()
 
 
+def _take_slots(lane: EngineLane, results: Results) -> None:
+    """Frames that were answered leave their slots; pictures get their planes."""
+    for result in results.results:
+        lane.answered(result.frame_id)
+        if result.picture is not None and result.picture.slot:
+            try:
+                result.picture.planes = lane.picture(result.picture).data
+            except ValueError as exc:
+                result.picture = None
+                result.failed = pb.Fault(code="bad_picture", message=f"the engine's picture cannot be shown: {exc}")
+
+
 class EngineClient:
     """One engine's address: watches whether it is there and opens sessions on it.
 
     ``on_change`` is called on the loop whenever `state` or `info` changes.
     """
 
-    def __init__(self, address: str, *, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, address: str, *, share_memory: bool = True, on_change: Callable[[], None] = lambda: None
+    ) -> None:
         self.address = address
+        self._share = share_memory
         self.state = EngineState.ABSENT
         self.info: pb.ServerInfo | None = None
         self.restarts = 0  # times that another process answered than before
@@ -412,7 +454,9 @@ class EngineClient:
         """
         call = self._process()
         self.sessions += 1
+        lane: EngineLane | None = None
         try:
+            lane = await self._offer(request)
             try:
                 await call.write(pb.ProcessRequest(open=request))
                 credits = 0
@@ -436,10 +480,29 @@ class EngineClient:
                 raise kind(details or f"the engine answered {code.name}") from exc
             if stream_id:
                 self._remember(stream_id)
-            yield EngineSession(call, answer.opened, credits)
+            if lane is not None and not answer.opened.shared_memory:
+                lane.close()
+                lane = None
+            yield EngineSession(call, answer.opened, credits, lane)
         finally:
+            if lane is not None:
+                lane.close()
             self.sessions -= 1
             call.cancel()
+
+    async def _offer(self, request: pb.OpenSession) -> EngineLane | None:
+        """Shared memory for a session, where the engine is on this machine; written into ``request``."""
+        request.ClearField("shared_memory")
+        video = request.video
+        if not self._share or not self.address.startswith("unix:") or not video.width:
+            return None
+        try:
+            lane = await asyncio.to_thread(EngineLane, video.width, video.height)
+        except OSError as exc:
+            logger.warning("no shared memory for a session, its planes travel in messages: %s", exc)
+            return None
+        request.shared_memory.CopyFrom(lane.offer())
+        return lane
 
     def _remember(self, stream_id: str) -> None:
         self._served.pop(stream_id, None)

@@ -70,7 +70,9 @@ async def running(settings: Settings) -> AsyncIterator[Shim]:
     async with contextlib.AsyncExitStack() as stack:
         engines = tuple(
             [
-                await stack.enter_async_context(EngineClient(address, on_change=changed))
+                await stack.enter_async_context(
+                    EngineClient(address, share_memory=settings.lane == "auto", on_change=changed)
+                )
                 for address in settings.engine_addresses
             ]
         )

@@ -52,6 +52,7 @@ class FrameBatch:
     """``ProcessRequest{frames}``."""
 
     frames: Sequence[Frame]
+    released_slots: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -86,6 +87,11 @@ class Results:
     results: list[FrameResult] = field(default_factory=list)
     credits: int = 0
 
+    @property
+    def is_small(self) -> bool:
+        """Whether no planes travel in it."""
+        return all(result.picture is None or not result.picture.planes for result in self.results)
+
 
 # ---- writing
 
@@ -100,6 +106,9 @@ def encode_request(message: FrameBatch | pb.ProcessRequest) -> bytes:
         head = _number(b"\x08", frame.frame_id) + _number(b"\x10", frame.pts)
         tail = _number(b"\x20", frame.slot) + _number(b"\x28", frame.age_ms)
         size += _append(parts, b"\x0a", head, b"\x1a", frame.planes, tail)
+    if message.released_slots:
+        parts.append(_block(b"\x12", b"".join(map(_varint, message.released_slots))))
+        size += len(parts[-1])
     parts[0] = b"\x12" + _varint(size)
     return b"".join(parts)
 
@@ -179,14 +188,15 @@ def parse_request(data: bytes) -> FrameBatch | pb.ProcessRequest:
     """A message from the wire. Planes are views of ``data``. Raises Malformed."""
     try:
         frames: list[Frame] = []
+        released: list[int] = []
         plain = False
         for tag, at, end in _fields(data, 0, len(data)):
             if tag != 0x12:
                 raise _NotPlain
             plain = True
-            _read_frames(data, at, end, frames)
+            _read_batch(data, at, end, frames, released)
         if plain:
-            return FrameBatch(frames)
+            return FrameBatch(frames, released)
     except _NotPlain:
         pass
     try:
@@ -195,9 +205,11 @@ def parse_request(data: bytes) -> FrameBatch | pb.ProcessRequest:
         raise Malformed("the bytes are no ProcessRequest") from exc
     if message.WhichOneof("message") != "frames":
         return message
-    _bounded(len(message.frames.frames))
+    batch = message.frames
+    _bounded(len(batch.frames), len(batch.released_slots))
     return FrameBatch(
-        [Frame(each.frame_id, each.pts, each.planes, each.slot, each.age_ms) for each in message.frames.frames]
+        [Frame(each.frame_id, each.pts, each.planes, each.slot, each.age_ms) for each in batch.frames],
+        list(batch.released_slots),
     )
 
 
@@ -249,16 +261,24 @@ def result_of(message: pb.FrameResult) -> FrameResult:
     return result
 
 
-def _bounded(count: int) -> None:
-    if count > MAX_ITEMS:
-        raise Malformed(f"a message has {count} frames, {MAX_ITEMS} is the limit")
+def _bounded(*counts: int) -> None:
+    if max(counts) > MAX_ITEMS:
+        raise Malformed(f"a message has {max(counts)} frames or slots, {MAX_ITEMS} is the limit")
 
 
-def _read_frames(data: bytes, at: int, end: int, frames: list[Frame]) -> None:
+def _read_batch(data: bytes, at: int, end: int, frames: list[Frame], released: list[int]) -> None:
     for tag, begin, stop in _fields(data, at, end):
         if tag == 0x0A:
             _bounded(len(frames) + 1)
             frames.append(_read_frame(data, begin, stop))
+        elif tag == 0x12:  # packed
+            while begin < stop:
+                _bounded(len(released) + 1)
+                number, begin = _read_varint(data, begin, stop)
+                released.append(number & 0xFFFF_FFFF)
+        elif tag == 0x10:  # one by one
+            _bounded(len(released) + 1)
+            released.append(begin & 0xFFFF_FFFF)
 
 
 def _read_frame(data: bytes, at: int, end: int) -> Frame:

@@ -7,9 +7,9 @@ fresh memory costs more in page faults than the conversion itself; on the way ou
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -44,9 +44,17 @@ class NotAnImage(ValueError):
 class PictureBytes:
     """One picture without row padding, in the session's pixel format. Width and height are even."""
 
-    planes: bytes
+    planes: bytes | memoryview
     width: int
     height: int
+    slot: int = 0  # that holds them, where there is one
+
+
+Place: TypeAlias = Callable[[int], tuple[int, memoryview] | None]
+
+
+def _nowhere(size: int) -> None:
+    """No slots."""
 
 
 class Converter:
@@ -101,26 +109,31 @@ class Converter:
             self._pool.append(fresh)
         return fresh
 
-    def to_planes(self, images: torch.Tensor) -> list[PictureBytes]:
+    def to_planes(self, images: torch.Tensor, places: Sequence[Place] = ()) -> list[PictureBytes]:
         """The pictures of an IMAGE ``[B, H, W, C]``; an odd last row or column is cut off.
 
         C: 1 (grey), 3, or 4 with an ignored alpha. Any float type or uint8, any device. Raises NotAnImage.
+        places: for each picture in turn, what gives a slot and its memory for so many bytes; a picture that gets none
+        has bytes of its own.
         """
         on_device = self._device is not None and _is_on(images, self._device.device)
         ready = normalised(images, on_device=on_device)
         height, width = ready.shape[1:3]
         size = cext.picture_bytes(width, height, self.pixel_format)
+        wanted = [*places, *[_nowhere] * len(ready)][: len(ready)]
         if on_device and self._device is not None:
-            outs = [bytearray(size) for _ in ready]
-            self._device.to_planes(ready, outs)
-            return [PictureBytes(bytes(out), width, height) for out in outs]
+            given = [place(size) or (0, memoryview(bytearray(size))) for place in wanted]
+            self._device.to_planes(ready, [memory for _, memory in given])
+            return [PictureBytes(memory, width, height, slot) for slot, memory in given]
         if self._scratch.size != size:
             self._scratch = np.empty(size, np.uint8)
-        picture = cext.planes_from_buffer(self._scratch, width, height, self.pixel_format)
         results = []
-        for image in ready.numpy():
+        for image, place in zip(ready.numpy(), wanted, strict=True):
+            slot, memory = place(size) or (0, None)
+            out = self._scratch if memory is None else memory
+            picture = cext.planes_from_buffer(out, width, height, self.pixel_format)
             cext.image_to_picture(image, picture, self.colour)
-            results.append(PictureBytes(self._scratch.tobytes(), width, height))
+            results.append(PictureBytes(self._scratch.tobytes() if memory is None else memory, width, height, slot))
         return results
 
 

@@ -20,7 +20,7 @@ from ..engine_choice import first_ready, pick
 from ..engine_client import EngineClient, EngineSession
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
 from ..media.overlay import Notice
-from ..media.planes import frame_of, planes_for_message
+from ..media.planes import frame_of
 from .engine_sound import FORMAT, EngineSound
 from .estimate import Estimate
 from .events import Events
@@ -30,10 +30,6 @@ from .pacing import TICKS
 from .parameters import Parameters
 
 logger = logging.getLogger(__name__)
-
-#: Frames in one message. Batching spares descriptors, not bytes (hot-path.md section 4), and a large message of
-#: planes costs more per frame than a small one.
-MAX_FRAMES_PER_MESSAGE = 2
 
 #: How long an update waits for a session that is being opened before the caller is told to come back.
 UPDATE_WAIT_S = 3.0
@@ -127,6 +123,11 @@ class Inference:
         self.last_error: str | None = None
         self.last_error_at: float | None = None  # loop time
         self.last_reopen_at: float | None = None  # loop time
+
+    @property
+    def lane(self) -> str | None:
+        """How planes travel to the engine now: "shared_memory" or "bytes"; None without a session."""
+        return self._session.lane if self._session is not None else None
 
     @property
     def is_open(self) -> bool:
@@ -377,9 +378,20 @@ class Inference:
             while not self.estimate.room_for_another(self.budget_s, now()):
                 self._answered.clear()
                 await self._answered.wait()
-            entry = await self._mailbox.take(self.estimate.needed_s)
-            self.estimate.sent(entry.frame_id, now())
-            await session.send([_frame(entry, now(), self._opened_budget_s)])
+            needed_s = self.estimate.needed_s
+            batch: list[Frame] = []
+            entry = await self._mailbox.take(needed_s)
+            most = min(session.batch, session.credits)
+            while True:
+                self.estimate.sent(entry.frame_id, now())
+                batch.append(session.load(_frame(entry, now(), self._opened_budget_s), entry.frame))
+                if len(batch) >= most or not self.estimate.room_for_another(self.budget_s, now()):
+                    break
+                waiting = self._mailbox.take_waiting(needed_s)
+                if waiting is None:
+                    break
+                entry = waiting
+            await session.send(batch)
 
     async def _read(self, session: EngineSession) -> None:
         now = asyncio.get_running_loop().time
@@ -443,6 +455,7 @@ class Inference:
         assert not isinstance(picture.planes, tuple), "what was read is one piece"
         try:
             frame = frame_of(picture.planes, picture.width, picture.height)
+            picture.planes = b""  # the frame alone holds a slot: the last response stays here until the next comes
         except ValueError as exc:
             self._mailbox.resolve(result.frame_id, Outcome.FAILED, "bad_picture")
             self._failed("bad_picture", f"the engine's picture cannot be shown: {exc}")
@@ -486,7 +499,6 @@ def _frame(entry: Entry, now: float, budget_s: float) -> Frame:
     return Frame(
         frame_id=entry.frame_id,
         pts=entry.pts,
-        planes=planes_for_message(entry.frame),
         # Measured against the due time, not the arrival: the last frame of a burst has waited long and is not late.
         age_ms=max(0, round((budget_s - (entry.due - now)) * 1000)),
     )

@@ -100,6 +100,15 @@ class Mailbox:
             self._arrived.clear()
             await self._arrived.wait()
 
+    def take_waiting(self, needed_s: float) -> Entry | None:
+        """Another frame as `take` gives it, if there is one now."""
+        now = asyncio.get_running_loop().time()
+        while self._unsent and self._unsent[0].outcome is not None:
+            self._unsent.popleft()
+        if not self._unsent or now + needed_s > self._unsent[0].due:
+            return None  # or `take` decides
+        return self._unsent.popleft()
+
     def resolve(
         self, frame_id: int, outcome: Outcome, reason: str = "", result: av.VideoFrame | None = None
     ) -> Entry | None:

@@ -101,6 +101,7 @@ class Report:
                 "fps": round(output.rate.per_second, 1) if output else 0.0,
                 "processed_fps": round(inference.rate.per_second, 1),
                 "graph_ms": round(inference.estimate.graph_ms, 2),
+                "lane": inference.lane,
                 "sustainable_fps": sustainable and round(sustainable, 1),
                 "hint": slow_hint(intake.rate.per_second if intake else 0.0, sustainable, inference.budget_s),
                 "last_params_update_time": self._params_at_ms,

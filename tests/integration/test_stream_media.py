@@ -55,6 +55,22 @@ async def test_every_frame_once_in_order_with_its_pts(tmp_path: Path, audio: str
         assert max(map(abs, offsets)) < 40
 
 
+@pytest.mark.parametrize(("setting", "lane"), [("auto", "shared_memory"), ("bytes", "bytes")])
+async def test_both_lanes_carry_every_frame(tmp_path: Path, setting: str, lane: str) -> None:
+    clip = write_clip(tmp_path / "clip.ts", frames=60, width=854, height=480)  # decoded rows are padded
+    async with network(tmp_path, lane=setting) as net:
+        stream = await net.start()
+        publishing = asyncio.create_task(stream.publish(clip, realtime=True))
+        await stream.flow(40)
+        status = net.shim.streams.active["cam"].status()
+        assert status["inference_status"]["lane"] == lane
+        await publishing
+        await stream.end_input()
+        received = await stream.received()
+        assert status["frames"]["processed"] > 10
+    assert received.numbers == list(range(60))
+
+
 async def test_two_streams_share_nothing(tmp_path: Path) -> None:
     clips = [write_clip(tmp_path / f"{n}.ts", frames=60, audio="aac", first_number=n) for n in (0, 1000)]
     async with network(tmp_path, capacity=2) as net:

@@ -47,7 +47,10 @@ results = st.one_of(
     st.builds(pb.FrameResult, dropped=drops, **numbers),
     st.builds(pb.FrameResult, failed=faults, **numbers),
 )
-requests = st.builds(pb.ProcessRequest, frames=st.builds(pb.FrameBatch, frames=st.lists(frames, max_size=4)))
+requests = st.builds(
+    pb.ProcessRequest,
+    frames=st.builds(pb.FrameBatch, frames=st.lists(frames, max_size=4), released_slots=st.lists(uint32, max_size=5)),
+)
 responses = st.builds(
     pb.ProcessResponse,
     results=st.builds(pb.ResultBatch, results=st.lists(results, max_size=4)),
@@ -57,7 +60,8 @@ responses = st.builds(
 
 def light_request(message: pb.ProcessRequest) -> FrameBatch:
     return FrameBatch(
-        [Frame(one.frame_id, one.pts, one.planes, one.slot, one.age_ms) for one in message.frames.frames]
+        [Frame(one.frame_id, one.pts, one.planes, one.slot, one.age_ms) for one in message.frames.frames],
+        list(message.frames.released_slots),
     )
 
 
@@ -73,7 +77,7 @@ def generated_request(message: FrameBatch | pb.ProcessRequest) -> pb.ProcessRequ
         pb.Frame(frame_id=one.frame_id, pts=one.pts, planes=joined(one.planes), slot=one.slot, age_ms=one.age_ms)
         for one in message.frames
     ]
-    return pb.ProcessRequest(frames=pb.FrameBatch(frames=made))
+    return pb.ProcessRequest(frames=pb.FrameBatch(frames=made, released_slots=message.released_slots))
 
 
 def generated_response(message: Results | pb.ProcessResponse) -> pb.ProcessResponse:
@@ -276,5 +280,7 @@ def test_a_message_of_countless_frames_is_refused(strange: bytes) -> None:
     assert len(parse_request(strange + block(2, b"\x0a\x00" * MAX_ITEMS)).frames) == MAX_ITEMS  # type: ignore[union-attr, arg-type]
     with pytest.raises(Malformed, match="limit"):
         parse_request(strange + block(2, b"\x0a\x00" * (MAX_ITEMS + 1)))
+    with pytest.raises(Malformed, match="limit"):
+        parse_request(strange + block(2, block(2, b"\x01" * (MAX_ITEMS + 1))))
     with pytest.raises(Malformed, match="limit"):
         parse_response(block(2, b"\x0a\x00" * (MAX_ITEMS + 1)))

@@ -1,0 +1,108 @@
+"""A session's shared memory as the shim sees it: it makes both rings, fills request slots and shows reply slots.
+
+They belong to one engine session and have no name: whichever process dies, the kernel frees them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import weakref
+from collections import deque
+from typing import Final
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from proto import engine_pb2 as pb
+from proto.frames import Picture
+from proto.ring import NONCE_BYTES, VERSION, Ring, slot_bytes
+
+from .media.planes import planes_size, write_planes
+
+#: A batch of four, and two more on their way. An engine may grant a quick graph credits for more: those that find no
+#: slot travel in messages.
+REQUEST_SLOTS: Final = 6
+
+#: The answers to all request slots while as many are on their way to the encoder, or shown again, and not told yet.
+#: With fewer the engine sends planes in messages for a while. 720p has 19 MB in all.
+REPLY_SLOTS: Final = 8
+
+
+class EngineLane:
+    """Made before a session opens. Belongs to the event loop; pictures may be let go of on any thread."""
+
+    def __init__(self, width: int, height: int) -> None:
+        """Raises OSError where there is no memory for it. Touches every page: off the loop, please."""
+        self._size = planes_size(width, height)
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
+        self._requests = Ring.create(REQUEST_SLOTS, slot_bytes(self._size), self._nonce)
+        try:
+            self._replies = Ring.create(REPLY_SLOTS, slot_bytes(self._size), self._nonce)
+        except BaseException:
+            self._requests.close()
+            raise
+        self._free = list(range(1, REQUEST_SLOTS + 1))
+        self._frames: dict[int, int] = {}  # request slot by frame_id
+        self._shown: set[int] = set()  # reply slots of which the engine does not know that they are free
+        self._done: deque[int] = deque()  # of these, those that nothing refers to any more
+
+    def offer(self) -> pb.SharedMemory:
+        return pb.SharedMemory(
+            version=VERSION,
+            owner_pid=os.getpid(),
+            request_fd=self._requests.fd,
+            response_fd=self._replies.fd,
+            request_slots=self._requests.slots,
+            response_slots=self._replies.slots,
+            slot_bytes=self._requests.slot_bytes,
+            nonce=self._nonce,
+        )
+
+    @property
+    def free(self) -> int:
+        """Request slots for frames now."""
+        return len(self._free)
+
+    def put(self, frame_id: int, frame: av.VideoFrame) -> int:
+        """Copy a frame into a free slot, which is given; 0 where there is none, or for a frame of another size."""
+        if not self._free or planes_size(frame.width, frame.height) != self._size:
+            return 0
+        slot = self._frames[frame_id] = self._free.pop()
+        # Copy 1 of 2: out of the decoder's rows, which may be padded.
+        write_planes(frame, self._requests.view(slot, self._size))
+        return slot
+
+    def answered(self, frame_id: int) -> None:
+        """The frame's one result came: its slot is ours again."""
+        slot = self._frames.pop(frame_id, 0)
+        if slot:
+            self._free.append(slot)
+
+    def picture(self, picture: Picture) -> NDArray[np.uint8]:
+        """The planes in a reply slot, without a copy. The slot is released when nothing refers to them any more: the
+        frame made of them was encoded and is not the one to repeat. Raises ValueError for a slot that the engine may
+        not name."""
+        slot = picture.slot
+        if slot in self._shown:
+            raise ValueError(f"the engine wrote into slot {slot}, which is in use")
+        planes: NDArray[np.uint8] = np.frombuffer(
+            self._replies.view(slot, planes_size(picture.width, picture.height)), np.uint8
+        )
+        self._shown.add(slot)
+        weakref.finalize(planes, self._done.append, slot).atexit = False
+        return planes
+
+    def released(self) -> list[int]:
+        """Reply slots that became free since the last call; the engine is told with the next frames."""
+        slots = []
+        while self._done:
+            slots.append(self._done.popleft())
+        self._shown.difference_update(slots)
+        return slots
+
+    def close(self) -> None:
+        """Pictures that are shown stay as they are."""
+        self._requests.close()
+        self._replies.close()
