@@ -34,7 +34,7 @@ from .timed import Page
 READY_S = 120.0
 #: Frames that may be under way between source and viewer when nobody paces them: enough that some wait for the
 #: decoder, the engine and the encoder, and fewer than the shim holds.
-AHEAD = 24
+AHEAD = 40
 #: A picture may differ from the clip's by this many levels on average: what another pass of H.264 takes at these
 #: rates.
 MAX_MEAN_ERROR = 3.0
@@ -65,11 +65,11 @@ def cpu_s(pid: int) -> float:
 
 
 def memory_bytes(pid: int) -> int:
-    """Memory that a process has for itself: what is not shared with others."""
+    """Memory of a process, what it shares with the engine included."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Private_Dirty:"):
+        if line.startswith("Rss:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"the kernel tells no Private_Dirty of process {pid}")
+    raise RuntimeError(f"the kernel tells no Rss of process {pid}")
 
 
 @dataclass

@@ -28,7 +28,7 @@ _STEPS = {
     "gateway_shim": {
         "ts": ["gateway_shim.media.ts:TsReader.feed", "gateway_shim.media.ts:TsReader.end_segment"],
         "mux": ["gateway_shim.media.mux:TsWriter.video", "gateway_shim.media.mux:TsWriter.tables"],
-        "copy": ["gateway_shim.stream.inference:planes_for_message"],
+        "copy": ["gateway_shim.engine_lane:write_planes"],
     },
     "engine": {},
 }

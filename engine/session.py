@@ -40,8 +40,8 @@ PIPELINE_FRAMES: Final = 2
 
 #: Frames that one visit to the executor thread runs, one after another, where they wait and are so quick: a visit and
 #: a message cost as much CPU as a small frame's conversion. The first answer waits for the last: this long at most.
-VISIT_FRAMES: Final = 4
-VISIT_S: Final = 0.012
+VISIT_FRAMES: Final = 8
+VISIT_S: Final = 0.016
 
 #: Frames of one run at most; a larger wish is cut to this. 16 frames of 1080p are 400 MB as float32 RGB.
 MAX_BATCH: Final = 16

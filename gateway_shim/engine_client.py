@@ -58,8 +58,8 @@ CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 
-#: Frames of one message that carries slot numbers.
-MAX_BATCH = 4
+#: Frames of one message that carries slot numbers: what the engine runs in one visit.
+MAX_BATCH = 8
 
 RETRY_S = 0.25  # between two looks at an engine that does not answer
 RPC_TIMEOUT_S = 5.0
@@ -147,6 +147,8 @@ class EngineSession:
     async def credit(self) -> None:
         """Wait until at least one frame may be sent."""
         await self._granted.wait()
+        if self._lane is not None:
+            await self._lane.freed()
 
     @property
     def lane(self) -> str:
@@ -156,7 +158,7 @@ class EngineSession:
     @property
     def batch(self) -> int:
         """Frames that go well in one message now. With planes in it, batches cost more (hot-path.md section 4)."""
-        return 1 if self._lane is None else max(1, min(MAX_BATCH, self._lane.free))
+        return 1 if self._lane is None else max(1, min(MAX_BATCH, self._lane.room))
 
     def load(self, frame: Frame, picture: av.VideoFrame) -> Frame:
         """Give a frame its planes (yuv420p), in a slot or as pieces that are valid while ``picture`` lives."""

@@ -5,6 +5,8 @@ They belong to one engine session and have no name: whichever process dies, the 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import secrets
 import weakref
@@ -21,13 +23,13 @@ from proto.ring import NONCE_BYTES, VERSION, Ring, slot_bytes
 
 from .media.planes import planes_size, write_planes
 
-#: A batch of four, and two more on their way. An engine may grant a quick graph credits for more: those that find no
-#: slot travel in messages.
-REQUEST_SLOTS: Final = 6
-
-#: The answers to all request slots while as many are on their way to the encoder, or shown again, and not told yet.
-#: With fewer the engine sends planes in messages for a while. 720p has 19 MB in all.
-REPLY_SLOTS: Final = 8
+#: Slots for frames and for pictures: a visit of the engine to its executor takes up to eight frames where they wait,
+#: and pictures wait for the encoder and are shown again. 720p has 39 MB in all. Large pictures make smaller visits.
+REQUEST_SLOTS: Final = 12
+REPLY_SLOTS: Final = 16
+LARGE_BYTES: Final = 2 << 20
+LARGE_REQUEST_SLOTS: Final = 6
+LARGE_REPLY_SLOTS: Final = 8
 
 
 class EngineLane:
@@ -36,17 +38,23 @@ class EngineLane:
     def __init__(self, width: int, height: int) -> None:
         """Raises OSError where there is no memory for it. Touches every page: off the loop, please."""
         self._size = planes_size(width, height)
+        large = self._size > LARGE_BYTES
+        requests = LARGE_REQUEST_SLOTS if large else REQUEST_SLOTS
+        self._reply_slots = LARGE_REPLY_SLOTS if large else REPLY_SLOTS
         self._nonce = secrets.token_bytes(NONCE_BYTES)
-        self._requests = Ring.create(REQUEST_SLOTS, slot_bytes(self._size), self._nonce)
+        self._requests = Ring.create(requests, slot_bytes(self._size), self._nonce)
         try:
-            self._replies = Ring.create(REPLY_SLOTS, slot_bytes(self._size), self._nonce)
+            self._replies = Ring.create(self._reply_slots, slot_bytes(self._size), self._nonce)
         except BaseException:
             self._requests.close()
             raise
-        self._free = list(range(1, REQUEST_SLOTS + 1))
+        self._free = list(range(1, requests + 1))
         self._frames: dict[int, int] = {}  # request slot by frame_id
         self._shown: set[int] = set()  # reply slots of which the engine does not know that they are free
         self._done: deque[int] = deque()  # of these, those that nothing refers to any more
+        self._wanted = False  # somebody waits for room
+        self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def offer(self) -> pb.SharedMemory:
         return pb.SharedMemory(
@@ -61,9 +69,33 @@ class EngineLane:
         )
 
     @property
-    def free(self) -> int:
-        """Request slots for frames now."""
-        return len(self._free)
+    def room(self) -> int:
+        """Frames that find a request slot now, and whose pictures will find a reply slot."""
+        return min(len(self._free), self._reply_slots - len(self._frames) - len(self._shown) + len(self._done))
+
+    async def freed(self) -> None:
+        """Wait until there is room; once there was none, until it is worth a message: half of the slots.
+
+        Where the encoder is slower than the graph, its pictures hold the reply slots. A frame that was sent
+        regardless would come back in a message, at ten times the cost, and wait there.
+        """
+        if self.room > 0:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._wanted = True
+        try:
+            while self.room < self._reply_slots // 2:
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self._wanted = False
+
+    def _let_go(self, slot: int) -> None:
+        """On any thread."""
+        self._done.append(slot)
+        if self._wanted and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._changed.set)
 
     def put(self, frame_id: int, frame: av.VideoFrame) -> int:
         """Copy a frame into a free slot, which is given; 0 where there is none, or for a frame of another size."""
@@ -79,6 +111,7 @@ class EngineLane:
         slot = self._frames.pop(frame_id, 0)
         if slot:
             self._free.append(slot)
+            self._changed.set()
 
     def picture(self, picture: Picture) -> NDArray[np.uint8]:
         """The planes in a reply slot, without a copy. The slot is released when nothing refers to them any more: the
@@ -91,7 +124,7 @@ class EngineLane:
             self._replies.view(slot, planes_size(picture.width, picture.height)), np.uint8
         )
         self._shown.add(slot)
-        weakref.finalize(planes, self._done.append, slot).atexit = False
+        weakref.finalize(planes, self._let_go, slot).atexit = False
         return planes
 
     def released(self) -> list[int]:

@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 OVERLOAD_S = 1.0
 
 #: Pictures encoded in one hop to the encoder thread, where so many wait, and the time after which none is begun: the
-#: first one leaves with the last. Small pictures, for which a hop is dear, are quick enough for four.
-PICTURES_PER_HOP = 4
-HOP_S = 0.01
+#: first one leaves with the last. Small pictures, for which a hop is dear, are quick enough for several.
+PICTURES_PER_HOP = 8
+HOP_S = 0.012
 
 #: How often sound without a picture is looked for.
 AUDIO_TICK_S = 0.1

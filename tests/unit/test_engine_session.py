@@ -310,23 +310,23 @@ def visited(graph: Slow, frames: int) -> tuple[Session, Outbox, list[list[int]]]
 
 def test_a_quick_graph_runs_what_waits_in_one_visit_frame_by_frame() -> None:
     graph = Slow(500)
-    session, outbox, visits = visited(graph, 6)
-    assert visits == [[0], [1, 2, 3, 4], [5, 6]]
-    assert graph.ran == [[number] for number in range(7)], "each frame is a run of its own"
-    assert session.counters.processed == 7
+    session, outbox, visits = visited(graph, 10)
+    assert visits == [[0], list(range(1, 9)), [9, 10]]
+    assert graph.ran == [[number] for number in range(11)], "each frame is a run of its own"
+    assert session.counters.processed == 11
     answers = [response for response in outbox._waiting if isinstance(response, Results)]
-    assert [len(answer.results) for answer in answers] == [1, 4, 2], "one message for a visit"
+    assert [len(answer.results) for answer in answers] == [1, 8, 2], "one message for a visit"
 
 
 def test_a_graph_that_takes_its_time_answers_every_frame_at_once() -> None:
-    _, _, visits = visited(Slow(13_000), 3)
+    _, _, visits = visited(Slow(17_000), 3)
     assert visits == [[0], [1], [2], [3]]
 
 
 def test_a_frame_that_fails_in_a_visit_takes_no_other_with_it() -> None:
     graph = Slow(500, bad={3})
     session, _, visits = visited(graph, 5)
-    assert visits[1] == [1, 2, 3, 4]
+    assert visits[1] == [1, 2, 3, 4, 5]
     assert session.counters.processed == 5
     assert session.counters.failed == 1
     answered = [number for frames in graph.ran for number in frames if number != 3]
