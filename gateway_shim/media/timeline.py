@@ -18,8 +18,11 @@ MAX_OVERLAP = TICKS_PER_S // 4
 # A longer step forward than this is believed only when the next unit of the track says the same: a single damaged
 # stamp must not move everything after it.
 MAX_STEP = 10 * TICKS_PER_S
-# Distance between the last unit before a fall and the first after it: one frame at 30 fps.
+# Distance between the last unit before a fall and the first after it, where the track has shown none: 30 fps.
 _RESUME_STEP = 3_000
+# The track that falls first goes on in its own step, and the other one with it, to the sample. Where the other one
+# was further ahead than this it decides: its frames would be late, and a frozen picture is worse than silence.
+_MAX_AHEAD = TICKS_PER_S // 5
 
 
 @dataclass(slots=True)
@@ -28,6 +31,7 @@ class _Lane:
 
     last: int
     offset: int
+    step: int = _RESUME_STEP  # latest distance between two units
     held: AccessUnit | None = None  # its stamp is a jump that the next unit has to confirm
 
 
@@ -98,7 +102,10 @@ class Timeline:
             return [_unstamped(held)]
         if not self._joins(lane, jumped) and jumped < lane.last:
             self.jumps += 1
-            self._offset = lane.offset = self._end + _RESUME_STEP - jumped
+            after = lane.last + lane.offset + lane.step
+            if self._end - after > _MAX_AHEAD:
+                after = self._end + _RESUME_STEP
+            self._offset = lane.offset = after - jumped
         return [self._placed(lane, held, jumped), self._placed(lane, unit, stamp)]
 
     def _joins(self, lane: _Lane, stamp: int) -> bool:
@@ -114,6 +121,8 @@ class Timeline:
         return off <= MAX_STEP and off < abs(stamp + lane.offset - self._end)
 
     def _placed(self, lane: _Lane, unit: AccessUnit, stamp: int) -> AccessUnit:
+        if 0 < stamp - lane.last <= MAX_OVERLAP:
+            lane.step = stamp - lane.last
         lane.last = stamp
         if lane.offset == self._offset:
             self._source = stamp
