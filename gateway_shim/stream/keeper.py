@@ -7,12 +7,16 @@ import time
 from dataclasses import replace
 from typing import Any, Protocol
 
+from ..media.colour import Colour
 from ..media.settings import EncoderSettings
 from ..params import StartRequest
+from ..trickle.wire import SEQ_CURRENT
 from .control import ControlUpdates
-from .generate import Generator
+from .events import Events
+from .generate import DEFAULT_FRAMERATE, Generator
 from .intake import Intake
 from .journal import Facts, Kept, Position, Record, Shape
+from .pacing import TICKS
 
 #: How often the record says that we live, and is looked through for what changed by itself.
 LOOK_EVERY_S = 0.25
@@ -32,6 +36,7 @@ class Keeper:
         self.intake: Intake | Generator | None = None
         self.control: ControlUpdates | None = None
         self.parameters: _Parameters | None = None
+        self.kept = kept
         self._request = request
         self._record = record
         self._shape = kept.facts.shape if kept is not None else None
@@ -40,10 +45,50 @@ class Keeper:
         self._facts: Facts | None = None
         self._writing = asyncio.Lock()
 
-    def shaped(self, settings: EncoderSettings) -> None:
-        """The output got its form. Called on the encoder's thread."""
+    # ---- what a predecessor left
+
+    @property
+    def position(self) -> Position | None:
+        """How far the predecessor was, if there was one."""
+        return None if self.kept is None else self.kept.position
+
+    @property
+    def is_shaped(self) -> bool:
+        """Whether viewers have seen pictures of this stream, whose size and tracks hold for ever."""
+        return self._shape is not None
+
+    @property
+    def first_pts(self) -> int:
+        """Where the clock of a stream without input begins."""
+        if self.kept is None or self.kept.position.pts is None:
+            return 0
+        return self.kept.position.pts + round((self.kept.silent_s + 1 / DEFAULT_FRAMERATE) * TICKS)
+
+    @property
+    def control_start(self) -> int:
+        """First segment to read of the control channel: a message that the predecessor has applied must not take back
+        what came by HTTP after it."""
+        done_seq = None if self.kept is None else self.kept.position.control_seq
+        return SEQ_CURRENT if done_seq is None else done_seq + 1
+
+    def announce(self, events: Events) -> None:
+        """Say that the stream begins here, or goes on."""
+        if self.kept is None:
+            events.trace("runner_receive_stream_request")
+        else:
+            facts = {"version": self.kept.facts.version, "silent_s": round(self.kept.silent_s, 2)}
+            events.send("stream_resumed", facts)
+
+    # ---- what a successor will need
+
+    def shaped(self, settings: EncoderSettings) -> EncoderSettings:
+        """The form of the output, which is the predecessor's if there was one. Called on the encoder's thread."""
         colour = settings.colour
-        self._shape = Shape(settings.width, settings.height, settings.audio, colour.matrix, colour.full_range)
+        if self._shape is None:
+            self._shape = Shape(settings.width, settings.height, settings.audio, colour.matrix, colour.full_range)
+        shape = self._shape
+        colour = Colour(shape.matrix, shape.full_range)  # type: ignore[arg-type]  # one of ours
+        return replace(settings, width=shape.width, height=shape.height, audio=shape.audio, colour=colour)
 
     def before_picture(self, pts: int) -> None:
         """Bytes of this picture are about to go out."""
@@ -76,6 +121,8 @@ class Keeper:
                 return
             self._facts = facts
             await asyncio.to_thread(self._record.write, facts)
+        # With it the place in the control channel: what was applied before this must not come again after it.
+        self._reached(self._position.pts)
 
     def forget(self) -> None:
         """The stream is over."""

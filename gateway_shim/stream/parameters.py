@@ -263,8 +263,8 @@ class Parameters:
             return UpdateResult(self.version, None)
         if self.refused is not None:
             return await self._replace_refused(first)
-        if self._waits_for_input():
-            return await self._apply_ahead(batch)
+        if self._waits_for_input() and (ahead := await self._apply_ahead(batch)) is not None:
+            return ahead
         engine, session = await self._session()
         request = pb.UpdateSessionRequest(
             session_id=session.session_id,
@@ -294,9 +294,9 @@ class Parameters:
         effective = answer.effective_pts if answer.HasField("effective_pts") else None
         return UpdateResult(self._version_base + answer.version, effective)
 
-    async def _apply_ahead(self, batch: Sequence[_Waiting]) -> UpdateResult:
+    async def _apply_ahead(self, batch: Sequence[_Waiting]) -> UpdateResult | None:
         """Before the first frame, which may come minutes after the start, there is no session to update: check what
-        it will open with."""
+        it will open with. None: the frame came meanwhile, and a session opens with what was before."""
         engine = pick(self._engines)
         if engine is None:
             raise NotReady("the engine is loading or being restarted; send the update again")
@@ -306,6 +306,8 @@ class Parameters:
         raise_for_findings(await engine.check(ahead))
         if batch[0].dry_run:
             return UpdateResult(self.version, None)
+        if not self._waits_for_input():
+            return None
         self.prompt = ahead
         self._engine_version += 1
         return UpdateResult(self.version, None)

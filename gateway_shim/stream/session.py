@@ -18,7 +18,6 @@ from proto import engine_pb2 as pb
 from ..engine_client import EngineClient
 from ..errors import SizeIsFixed, Violation
 from ..logs import current_stream
-from ..media.colour import Colour
 from ..media.decode import DecoderSettings, Sound
 from ..media.hardware import ON_CPU, Codecs
 from ..media.settings import EncoderSettings
@@ -27,13 +26,13 @@ from ..trickle.connection import open_http
 from ..trickle.data import DataWriter
 from ..trickle.publisher import Publisher, PublisherTiming
 from ..trickle.subscriber import Subscriber
-from ..trickle.wire import SEQ_CURRENT, ChannelClosed, ChannelError
+from ..trickle.wire import ChannelClosed, ChannelError
 from .av_sync import AudioGate
 from .control import ControlUpdates
 from .engine_sound import EngineSound
 from .events import Events
 from .fallback import Fallback, Policy
-from .generate import DEFAULT_FRAMERATE, Generator
+from .generate import Generator
 from .inference import Inference
 from .intake import Decoded, Intake
 from .journal import Kept, Record
@@ -41,7 +40,7 @@ from .keeper import Keeper
 from .ledger import Ledger, Outcome
 from .mailbox import Entry, Mailbox
 from .output import Output
-from .pacing import TICKS, Pacer
+from .pacing import Pacer
 from .parameters import UpdateResult
 from .report import Report
 from .schema import schema_of
@@ -125,7 +124,6 @@ class StreamSession:
         self._control: ControlUpdates | None = None
         self._data: DataWriter | None = None
         self._events = Events(None, self.status)
-        self._kept = kept
         self._keeper = Keeper(request, record, kept)
         self._inference = Inference(
             self.stream_id,
@@ -251,26 +249,20 @@ class StreamSession:
                     streams=self._settings.capacity,
                     device=self._settings.codecs.decoder,
                 ),
-                resumed=None if self._kept is None else self._kept.position,
+                resumed=self._keeper.position,
                 name=self.stream_id,
             )
             self._intake.max_framerate = request.max_framerate
             stack.push_async_callback(self._intake.close)
         else:
-            self._generator = Generator(self._size, request.max_framerate, self._on_picture, self._next_pts())
+            self._generator = Generator(self._size, request.max_framerate, self._on_picture, self._keeper.first_pts)
             self._report.intake = self._generator
         if request.control_url:
-            # A message that an earlier shim has applied must not take back what came by HTTP after it.
-            done_seq = None if self._kept is None else self._kept.position.control_seq
-            start = SEQ_CURRENT if done_seq is None else done_seq + 1
-            control = await stack.enter_async_context(Subscriber(http, request.control_url, start=start))
+            subscriber = Subscriber(http, request.control_url, start=self._keeper.control_start)
+            control = await stack.enter_async_context(subscriber)
             self._control = ControlUpdates(control, self._update_when_possible, self._events)
         self._keeper.intake, self._keeper.control = self._source, self._control
-        if self._kept is None:
-            self._events.trace("runner_receive_stream_request")
-        else:
-            facts = {"version": self.version, "silent_s": round(self._kept.silent_s, 2)}
-            self._events.send("stream_resumed", facts)
+        self._keeper.announce(self._events)
 
     async def _run_stages(self) -> None:
         assert self._output is not None
@@ -347,12 +339,6 @@ class StreamSession:
     def _source(self) -> Intake | Generator | None:
         return self._intake or self._generator
 
-    def _next_pts(self) -> int:
-        """Where the clock of a stream without input goes on."""
-        if self._kept is None or self._last_pts is None:
-            return 0
-        return self._last_pts + round((self._kept.silent_s + 1 / DEFAULT_FRAMERATE) * TICKS)
-
     async def _on_picture(self, decoded: Decoded) -> None:
         now = self._loop.time()
         self._ledger.receive()
@@ -388,8 +374,7 @@ class StreamSession:
 
     async def _size_known(self) -> None:
         """Before the first picture goes out: give an engine that opens our session the time to say its size."""
-        known = self._kept is not None and self._kept.facts.shape is not None
-        if self.request.width is None and not known and self._inference.may_open:
+        if self.request.width is None and not self._keeper.is_shaped and self._inference.may_open:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SIZE_WAIT_S):
                     await self._inference.answerable()
@@ -402,10 +387,6 @@ class StreamSession:
                 width, height = entry.result.width, entry.result.height
             elif self._inference.picture_size is not None:
                 width, height = self._inference.picture_size
-        colour = entry.colour
-        if self._kept is not None and (shape := self._kept.facts.shape) is not None:  # players keep the first one
-            width, height, has_audio = shape.width, shape.height, shape.audio
-            colour = Colour(shape.matrix, shape.full_range)  # type: ignore[arg-type]  # one of ours
         settings = EncoderSettings(
             width=width,
             height=height,
@@ -417,10 +398,9 @@ class StreamSession:
             preset=self._settings.preset,  # type: ignore[arg-type]  # checked by config
             segment_s=self._settings.segment_s,
             audio=has_audio,
-            colour=colour,
+            colour=entry.colour,
         )
-        self._keeper.shaped(settings)
-        return settings
+        return self._keeper.shaped(settings)
 
     # ---- parameters
 

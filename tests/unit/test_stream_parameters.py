@@ -214,3 +214,27 @@ async def test_version_goes_on_over_a_new_session(parameters: Parameters, engine
     engine.version = 1
     assert (await ask(parameters, level(30), expected_version=3)).version == 4
     assert engine.requests[-1].expected_version == 1
+
+
+async def test_frame_that_comes_while_an_early_update_is_checked_does_not_lose_it(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session is opened with what was before; an update that only changed what it would open with is lost."""
+    waiting = [True]
+
+    async def check(prompt: Mapping[str, Any]) -> list[pb.Finding]:
+        waiting.clear()
+        return []
+
+    async def session() -> Any:
+        return engine, engine
+
+    monkeypatch.setattr(engine, "check", check, raising=False)
+    monkeypatch.setattr(module, "pick", lambda engines: engine)
+    parameters = Parameters([], json.loads(json.dumps(PROMPT)), session, waits_for_input=lambda: bool(waiting))
+    running = asyncio.create_task(parameters.run())
+    assert (await ask(parameters, level(30))).version == 2
+    assert len(engine.requests) == 1
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
