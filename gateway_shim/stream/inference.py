@@ -40,9 +40,11 @@ PROGRESS_EVERY_S = 0.25
 REOPEN_FIRST_S = 0.1
 REOPEN_MAX_S = 2.0
 
-#: An engine that dies as often as this of one session, without a picture, dies of its workflow: the last good one is
-#: taken back, or the next tries come ever later. Other streams want the engine too, and each try costs it a start.
+#: An engine that dies so often in a row of one session, before that has given pictures for `FRUITFUL_S`, dies of its
+#: workflow. After two what was good before is taken back; if nothing was, from the third on the next tries come
+#: ever later: other streams want the engine too, and each try costs it a start.
 VAIN_DEATHS = 2
+FRUITFUL_S = 2.0
 VAIN_FIRST_S = 2.0
 VAIN_MAX_S = 30.0
 
@@ -108,7 +110,8 @@ class Inference:
         self._heard_at = 0.0  # loop time of the session's last message
         self._vain_deaths = 0  # sessions in a row that ended with their engine, without a picture
         self._vain_pid = 0
-        self._fruitful = False  # this session gave a picture
+        self._first_picture_at: float | None = None  # of this session, loop time
+        self._fruitful = False  # it gave pictures for a while
         self.last_death: Death | None = None  # why the engine ended before the session was opened again
         self.parameters = Parameters(
             engines,
@@ -183,7 +186,7 @@ class Inference:
             engine = pick(self._engines, self._stream_id, failed) or await first_ready(self._engines, self._stream_id)
             failed.add(engine)
             attempts, pid = self._attempts, engine.info.pid if engine.info is not None else 0
-            self._fruitful = False
+            self._fruitful, self._first_picture_at = False, None
             try:
                 await self._run_session(engine)
             except (WorkflowRefused, InvalidRequest) as exc:
@@ -220,7 +223,9 @@ class Inference:
             self._vain_deaths = 0
             self._failed("update_reverted", "the engine died twice of the last update; what worked before holds")
             return True
-        pause_s = min(VAIN_FIRST_S * 2 ** (self._vain_deaths - VAIN_DEATHS), VAIN_MAX_S)
+        if self._vain_deaths == VAIN_DEATHS:
+            return False
+        pause_s = min(VAIN_FIRST_S * 2 ** (self._vain_deaths - VAIN_DEATHS - 1), VAIN_MAX_S)
         death = engine.death
         why = f" ({death.reason})" if death is not None else ""
         text = f"the engine died {self._vain_deaths} times of this workflow{why}; next try in {pause_s:.0f} s"
@@ -448,7 +453,7 @@ class Inference:
             self._mailbox.resolve(result.frame_id, Outcome.DROPPED, reason)
             if reason == "no_output" and not self.gives_pictures:
                 self.ever_processed = True  # that is all it can say of a frame
-                self._fruitful = True
+                self._worked()
                 self.rate.tick()
 
     def _show(self, result: FrameResult, picture: Picture) -> None:
@@ -461,12 +466,18 @@ class Inference:
             self._failed("bad_picture", f"the engine's picture cannot be shown: {exc}")
             return
         self._mailbox.resolve(result.frame_id, Outcome.PROCESSED, "", frame)
-        self._fruitful = True
+        self._worked()
         self.parameters.worked(result.version)
         if not self.ever_processed:
             self.ever_processed = True
             logger.info("stream %s: first processed picture", self._stream_id)
         self.rate.tick()
+
+    def _worked(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._first_picture_at is None:
+            self._first_picture_at = now
+        self._fruitful = now - self._first_picture_at >= FRUITFUL_S
 
     # ---- parameters
 

@@ -45,6 +45,10 @@ SILENCE_S = 30.0
 BUILD_TIMEOUT_S = 1800.0
 
 
+#: After so many a prompt is one to come back to: the engine's own probation (engine/parameters.py).
+PROVEN_PICTURES = 15
+
+
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
     """``effective_pts``: input pts (90 kHz) of the first frame made with it; None until a frame came."""
@@ -109,7 +113,8 @@ class Parameters:
         self._stale = False
         self._silence: asyncio.Timeout | None = None
         self._closed = False
-        self._good: dict[str, Any] | None = None  # the last prompt that made a picture
+        self._good: dict[str, Any] | None = None  # the last prompt that made pictures for a while
+        self._worked: tuple[int, int] = 0, 0  # engine version, and the pictures that it has made
         self.prompt: dict[str, Any] = copy.deepcopy(workflow) if workflow else copy.deepcopy(PASS_THROUGH)
         self.refused: HeadraceError | None = None  # why the workflow cannot run, while that lasts
         self.replaced = asyncio.Event()  # set when a workflow came in place of a refused one
@@ -125,6 +130,7 @@ class Parameters:
         """A session was opened with ``prompt``."""
         self._version_base = self.version - engine_version
         self._engine_version = engine_version
+        self._worked = 0, 0
         self.refused = None
         if is_document(self.prompt):  # updates are for the prompt that the engine made of it
             self._stale = True
@@ -142,7 +148,11 @@ class Parameters:
 
     def worked(self, engine_version: int) -> None:
         """A picture was made with that version of the session's parameters."""
-        if engine_version == self._engine_version:
+        if engine_version != self._engine_version:
+            return
+        version, pictures = self._worked
+        self._worked = engine_version, pictures + 1 if version == engine_version else 1
+        if self._worked[1] >= PROVEN_PICTURES:
             self._good = self.prompt
 
     def back_to_good(self) -> bool:

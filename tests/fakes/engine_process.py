@@ -1,7 +1,7 @@
 """A real engine process with a stand-in for ComfyUI: ``python -m tests.fakes.engine_process [ADDRESS] [--run-s S]``.
 
-The graph's ``mode`` also takes "abort" and "abort_later", crashes in native code, and "hang", a run that does not
-return. Its ``level`` and everything else are those of ``engine_backend``.
+The graph's ``mode`` also takes "abort" and "abort_later", crashes in native code, and "hang_later", a sixth
+run that does not return. Its ``level`` and everything else are those of ``engine_backend``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from tests.fakes.engine_backend import StubBackend, StubGraph
 
 
 class DeadlyGraph(StubGraph):
+    runs_left = 5
+
     def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
         mode = prompt["5"]["inputs"].get("mode")
         if mode == "abort":
@@ -27,8 +29,10 @@ class DeadlyGraph(StubGraph):
         if mode == "abort_later":  # after an update has been answered
             time.sleep(1.5)
             os.abort()
-        if mode == "hang":
-            time.sleep(3600)
+        if mode == "hang_later":
+            self.runs_left -= 1
+            if self.runs_left < 0:
+                time.sleep(3600)
         self.backend.log.clear()  # a soak of the process would measure the test's own notes
         return super().run(prompt, frames)
 
