@@ -27,6 +27,9 @@ MAX_WAITING = 64
 #: At least this long between two error events of one kind; the counters hold the rest.
 ERROR_EVERY_S = 1.0
 
+#: Findings in one error event; a gateway keeps events, and a body of megabytes may have one for each of its keys.
+MAX_ERRORS = 20
+
 STREAM_EVENTS = "ai_stream_events"
 STREAM_TRACE = "stream_trace"
 
@@ -64,11 +67,16 @@ class Events:
         self.send(kind, queue=STREAM_TRACE)
 
     def error(self, reason: str, message: str, **facts: Any) -> None:
-        """An ``error`` event; repeated ones of the same ``reason`` at most once a second."""
+        """An ``error`` event; repeated ones of the same ``reason`` at most once a second.
+
+        ``errors`` among the facts is a list, of which the first ``MAX_ERRORS`` are told.
+        """
         now = time.monotonic()
         if now - self._last_error_at.get(reason, -ERROR_EVERY_S) < ERROR_EVERY_S:
             return
         self._last_error_at[reason] = now
+        if len(errors := facts.get("errors", ())) > MAX_ERRORS:
+            facts |= {"errors": errors[:MAX_ERRORS], "errors_left_out": len(errors) - MAX_ERRORS}
         self.send("error", {"reason": reason, "message": message, "time": now_ms(), **facts})
 
     def send_status(self) -> None:

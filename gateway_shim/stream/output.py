@@ -217,6 +217,7 @@ class Output:
                 await segment.close()
         except (ChannelError, TimeoutError) as exc:
             # A channel that is over says so at the next write too; a lost end of one segment is a gap.
+            self.lost_segments += 1
             logger.info("an output segment did not end cleanly: %s", exc or "no answer")
 
     async def _finish(self) -> None:

@@ -82,6 +82,7 @@ class Segment:
         self._received = 0  # bytes handed out
         self._received_at = subscriber._clock()
         self._skip = 0  # bytes that a repeated response begins with and that were handed out before
+        self._doubted = False  # asked for again because it was silent beside its successor
 
     def __aiter__(self) -> Self:
         return self
@@ -95,6 +96,7 @@ class Segment:
                 self._skip -= known
                 data = data[known:]
             if data:
+                self._doubted = False
                 self._received += len(data)
                 self._received_at = self._subscriber._clock()
                 self._subscriber.counters.bytes += len(data)
@@ -126,16 +128,22 @@ class Segment:
     async def _receive(self, response: aiohttp.ClientResponse) -> bytes:
         """The next bytes of the body, or none: look at ``_response`` then."""
         timing = self._subscriber.timing
+        patience_s = timing.reposition_s if self._doubted else timing.silence_s
         silent_s = 0.0
         while True:
             try:
-                async with asyncio.timeout(timing.silence_s):
+                async with asyncio.timeout(patience_s):
                     data = await response.content.readany()
             except TimeoutError:
-                silent_s += timing.silence_s
+                silent_s += patience_s
                 if self._subscriber._successor_arrived():
-                    self._subscriber.counters.abandoned += 1
-                    self.close()
+                    if self._doubted:
+                        self._subscriber.counters.abandoned += 1
+                        self.close()
+                        return b""
+                    # Either nobody writes it any more, or this connection alone is stuck: another one tells at once.
+                    self._doubted = True
+                    await self._resume()
                     return b""
                 if silent_s < timing.refresh_s:
                     continue

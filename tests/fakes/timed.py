@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from gateway_shim.localnet.numbered import luma_of, picture, read_number
 from gateway_shim.localnet.source import _SegmentMuxer, _Timed
 from gateway_shim.media.ts import TsReader
-from gateway_shim.trickle.publisher import Publisher
+from gateway_shim.trickle.publisher import OutgoingSegment, Publisher
+from gateway_shim.trickle.wire import ChannelClosed, ChannelError
 
 TICKS = 90_000
 SAMPLE_RATE = 48_000
@@ -122,13 +123,27 @@ async def play(
     its last frame is there.
     """
     played = Played()
+    segment: OutgoingSegment | None = None
+
+    async def send(data: bytes, end: bool = False) -> None:
+        """What the network loses is lost; the next segment is another."""
+        nonlocal segment
+        if segment is not None:
+            try:
+                await segment.write(data)
+                if end:
+                    await segment.close()
+            except ChannelClosed:
+                raise
+            except ChannelError:
+                segment = None
+
     with av.open(str(path)) as container:
         templates: list[Any] = [container.streams.video[0], container.streams.audio[0]]
         items = _items(container, templates, round(sound_after_s * TICKS))
         numbers = {pts: n for n, pts in enumerate(sorted(item.pts for item in items if item.video))}
         began = time.monotonic()
         muxer: _SegmentMuxer | None = None
-        segment: Any = None
         pending = b""
         segment_at, waiting_cuts = 0.0, list(cuts)
         last_dts: dict[bool, int] = {}
@@ -148,8 +163,7 @@ async def play(
                 if muxer is not None:
                     if burst:
                         await asyncio.sleep(max(0.0, began + arrival_s - time.monotonic()))
-                    await segment.write(pending + muxer.finish())
-                    await segment.close()
+                    await send(pending + muxer.finish(), end=True)
                     pending = b""
                 segment, muxer, segment_at = await publisher.open_segment(), _SegmentMuxer(templates), at
                 last_dts.clear()
@@ -163,11 +177,10 @@ async def play(
             if number is not None:
                 played.frames[number] = time.monotonic()
             if not burst:
-                await segment.write(pending)
+                await send(pending)
                 pending = b""
         if muxer is not None:
-            await segment.write(pending + muxer.finish())
-            await segment.close()
+            await send(pending + muxer.finish(), end=True)
     return played
 
 

@@ -292,6 +292,22 @@ async def test_aborted_segment_is_left_as_soon_as_a_later_one_has_bytes(
     assert await read_next(subscriber) == (1, b"segment 1", True, True)
 
 
+async def test_connection_that_is_stuck_beside_the_next_segment_is_replaced_and_loses_nothing(
+    broker: Broker, http: aiohttp.ClientSession, subscriber: Subscriber
+) -> None:
+    stall = broker.faults.stall("GET", "ch", 0, after_bytes=4)
+    await post(http, subscriber.url, 0)
+    segment = await anext(subscriber)
+    reading = asyncio.create_task(segment.read(100))
+    await broker.wait_for_reader("ch", 1)
+    await post(http, subscriber.url, 1)
+    assert await reading == b"segment 0"
+    assert segment.complete
+    assert await read_next(subscriber) == (1, b"segment 1", True, False)
+    assert (subscriber.counters.abandoned, subscriber.counters.resumed) == (0, 1)
+    stall.release()
+
+
 async def test_segment_that_is_never_written_is_skipped(
     broker: Broker, http: aiohttp.ClientSession, subscriber: Subscriber
 ) -> None:
