@@ -125,6 +125,11 @@ class Encoder:
             return []
         return self._sounds(self._audio.encode(sound, pts))
 
+    @property
+    def sound_late(self) -> int:
+        """Ticks by which the latest block of sound goes out behind its pts."""
+        return self._audio.late if self._audio is not None else 0
+
     def flush(self) -> list[Chunk]:
         """The stream is over: what is left of it. Closes the encoder."""
         if self._video is None:

@@ -41,6 +41,7 @@ class OpusEncoder:
         self._blocks = 0  # encoded in this run
         self._position = 0  # samples encoded in all runs: the codec's own count has no gaps
         self.dropped_samples = 0
+        self.late = 0  # ticks by which the latest block goes out behind its pts, within `MAX_STAMP_NOISE`
 
     def begin(self, pts: int) -> None:
         """Drop all sound whose packets would be stamped before ``pts``, the first picture's.
@@ -57,6 +58,7 @@ class OpusEncoder:
         packets: list[tuple[int, bytes]] = []
         expected = self._expected()
         step = Fraction(0) if expected is None else pts - expected
+        self.late = -round(step) if abs(step) < MAX_STAMP_NOISE else 0
         if expected is not None and step >= _BLOCK_TICKS:
             packets += self._end_run()  # silence fills its last packet, which ends before this block begins
             expected = None

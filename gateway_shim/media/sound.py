@@ -26,10 +26,14 @@ _DECODERS = {"aac": "aac", "aac_latm": "aac_latm", "opus": "opus", "mp2": "mp3"}
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """A block of sound. ``frame``: s16, interleaved stereo, 48 kHz; ``pts``: of its first sample, 90 kHz."""
+    """A block of sound. ``frame``: s16, interleaved stereo, 48 kHz; ``pts``: of its first sample, 90 kHz.
+
+    late: ticks by which that is behind the stamp of the source, which counting samples has evened out.
+    """
 
     frame: av.AudioFrame
     pts: int
+    late: int = 0
 
 
 class SoundDecoder:
@@ -44,6 +48,7 @@ class SoundDecoder:
         self._anchor = Fraction(0)  # pts of the first sample since the last restart
         self._taken = 0  # samples since then, at the track's rate
         self._given = 0  # samples since then, at 48 kHz
+        self._late = 0  # ticks that the count is behind the latest stamp
 
     def feed(self, unit: AccessUnit) -> list[Sound]:
         """Sound of one unit: none while a decoder waits for more, none for a unit that does not decode (counted)."""
@@ -81,6 +86,8 @@ class SoundDecoder:
         elif pts is not None and abs(pts - expected) >= MAX_STAMP_NOISE:
             sounds += self._restart()
             self._anchor = Fraction(pts)
+        elif pts is not None:
+            self._late = round(expected - pts)
         if self._resampler is None:
             self._resampler = av.AudioResampler(format="s16", layout="stereo", rate=SAMPLE_RATE)
             self._shape = shape
@@ -95,7 +102,7 @@ class SoundDecoder:
             sounds = self._give(self._resampler.resample(None))
             self._anchor += self._given * TICKS_PER_SAMPLE
         self._resampler = None
-        self._taken = self._given = 0
+        self._taken = self._given = self._late = 0
         return sounds
 
     def _give(self, frames: list[av.AudioFrame]) -> list[Sound]:
@@ -107,5 +114,5 @@ class SoundDecoder:
             self._given += frame.samples
             frame.pts = pts
             frame.time_base = TIME_BASE
-            sounds.append(Sound(frame, pts))
+            sounds.append(Sound(frame, pts, self._late))
         return sounds

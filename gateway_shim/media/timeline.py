@@ -117,8 +117,10 @@ class Timeline:
 
     def _is_nearer(self, lane: _Lane, stamp: int) -> bool:
         """Whether the latest fall brings a stamp to where the output is, and the lane's own offset does not."""
-        off = abs(stamp + self._offset - self._end)
-        return off <= MAX_STEP and off < abs(stamp + lane.offset - self._end)
+        moved, kept = stamp + self._offset, stamp + lane.offset
+        if moved < lane.last + lane.offset - MAX_OVERLAP:
+            return False
+        return abs(moved - self._end) <= min(MAX_STEP, abs(kept - self._end) - 1)
 
     def _placed(self, lane: _Lane, unit: AccessUnit, stamp: int) -> AccessUnit:
         if 0 < stamp - lane.last <= MAX_OVERLAP:

@@ -16,6 +16,7 @@ from .audio import StreamSound
 from .fallback import Fallback, Shown
 from .ledger import Ledger, Outcome, Rate
 from .mailbox import Entry, Mailbox
+from .timing import OutputTiming
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Output:
         self._writing = asyncio.Lock()
         self.fallback = fallback or Fallback()
         self.rate = Rate()
+        self.timing = OutputTiming()
         self.segments = 0
         self.lost_segments = 0  # that the channel did not take
         self.last_output_at: float | None = None  # loop time
@@ -118,9 +120,10 @@ class Output:
                         if await self._write(chunks):
                             self._ledger.published += 1
                 await self._write_sound(self._sound.release(shown[-1][0].pts))
-        for _ in shown:
-            self.rate.tick()
         self.last_output_at = loop.time()
+        for entry, _ in shown:
+            self.rate.tick()
+            self.timing.picture(self.last_output_at - entry.arrived_at)
 
     def _settle(self, entry: Entry, shown: Shown) -> None:
         """The ledger tells what the viewer saw, not what was planned."""
@@ -159,7 +162,11 @@ class Output:
     def _encode_sound(self, blocks: list[Sound]) -> list[Chunk]:
         if self._encoder is None:
             return []
-        return [chunk for block in blocks for chunk in self._encoder.audio(block.frame, block.pts)]
+        chunks = []
+        for block in blocks:
+            chunks += self._encoder.audio(block.frame, block.pts)
+            self.timing.sound(block.late + self._encoder.sound_late)
+        return chunks
 
     def _begin_segment(self) -> list[Chunk]:
         if self._encoder is not None:

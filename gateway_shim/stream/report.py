@@ -116,6 +116,7 @@ class Report:
                 "restart_count": inference.reopened,
             },
             "codec": self._codec(),
+            "timing": output.timing.as_json() if output else None,
             "frames": self._ledger.as_json(),
             "lost_output_segments": output.lost_segments if output else 0,
             "last_status_timestamp": now,

@@ -230,9 +230,8 @@ class Subscriber:
         if self._ahead is None:
             self._request_ahead(self._start)
         assert self._ahead is not None
-        await asyncio.wait(
-            {self._ahead}
-        )  # not the task itself: a reader that is cancelled must not cancel the request
+        # Not the task itself: a reader that is cancelled must not cancel the request.
+        await asyncio.wait({self._ahead})
         if self._ahead is None or self._ahead.cancelled():  # closed meanwhile
             raise StopAsyncIteration
         opened = self._ahead.result()

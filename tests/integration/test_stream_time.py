@@ -46,12 +46,14 @@ class Result:
     arrivals: Arrivals
     frames: dict[str, int]
     lost_samples: int  # that gate and encoder admit to
+    timing: dict[str, float]  # as the status has it
 
     def in_sync(self, sounds: int) -> None:
         """The sound of at least so many packets of 20 ms is with its picture."""
         offsets = np.abs(self.heard.offsets_ms)
         assert len(offsets) >= sounds, f"only {len(offsets)} packets of sound were recognised beside a picture"
         assert np.quantile(offsets, 0.99) < MAX_OFFSET_MS
+        assert self.timing["av_offset_p99_ms"] < MAX_OFFSET_MS
         stamps = [pts for pts, _ in self.heard.pictures]
         assert stamps == sorted(set(stamps)), "pts only grow"
 
@@ -111,7 +113,7 @@ async def run(
         assert encoder is not None
         lost = encoder.counters.dropped_samples + encoder.counters.dropped_sounds * 1024
         frames = (await stream.event("stream_stopped"))["frames"]
-    return Result(heard(received.path, times), played, received.arrivals, frames, lost)
+    return Result(heard(received.path, times), played, received.arrivals, frames, lost, session.status()["timing"])
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,19 @@ async def test_pictures_and_sound_keep_their_time(tmp_path: Path, rate: int, cli
     result.whole()
     result.in_sync(120)
     result.flows()
+
+
+async def test_sound_whose_stamps_are_rounded(tmp_path: Path) -> None:
+    """Containers count in milliseconds and worse; samples are counted, so there is no click where a stamp is off."""
+    times = steady(30, 3)
+    jitter = [0, 500, -600, 300, -100]
+    result = await run(
+        tmp_path, times, move=lambda at, is_video: 0 if is_video else jitter[round(at * 1000) % len(jitter)]
+    )
+    assert result.heard.steps == []
+    result.in_sync(120)
+    assert 1 < result.timing["av_offset_p99_ms"] < 20, "and the metric says by how much"
+    assert 0 < result.timing["latency_ms"] <= result.timing["latency_p99_ms"] < 1000
 
 
 @pytest.mark.parametrize("rate", [60, 30])

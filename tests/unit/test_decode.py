@@ -369,7 +369,7 @@ def test_a_time_line_keeps_every_unit_in_order_and_never_falls_far(moves: list[t
         mine = [unit for unit in placed if unit.track == track]
         assert [unit.data for unit in mine] == given_in[is_video]
         stamps = [unit.pts for unit in mine if unit.pts is not None]
-        assert all(after - before >= -90_000 for before, after in itertools.pairwise(stamps))
+        assert all(after - before >= -22_500 for before, after in itertools.pairwise(stamps))
 
 
 WRAP = 1 << 33
