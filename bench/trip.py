@@ -26,10 +26,10 @@ from gateway_shim.trickle.subscriber import Subscriber
 from . import material
 from .appliance import PASS_THROUGH, Appliance, Reading, Watched, WrongOutput, _Throttle, check, cpu_s, crop, running
 
-#: Windows of a run, and frames of one: a third of a clip, of which the first has a keyframe in and out.
-WINDOWS, QUICK_WINDOWS = 15, 6
-WINDOW = 20
-WARM_UP = 20
+#: Windows of a run, and frames of one: many visits of the engine, so that none of them straddles much of a window.
+WINDOWS, QUICK_WINDOWS = 9, 5
+WINDOW = 40
+WARM_UP = 40
 #: Frames after the last window: the end of a stream is no part of its steady state.
 TAIL = 6
 GOALS = {"512": 0.28, "720p": 0.20, "1080p": 0.18}
