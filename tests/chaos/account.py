@@ -30,7 +30,8 @@ def back_after(found: Found) -> list[tuple[float, float | None, float | None]]:
         return []
     result = []
     for killed_at in found.kills:
-        boot = next((each for each in found.seen.boots if each.began_at > killed_at), None)
+        # One that was killed before it served is passed over: the time counts until a picture is there.
+        boot = next((each for each in found.seen.boots if each.began_at > killed_at and each.serving_at), None)
         seen = None if boot is None else _first_processed(found.streams, boot.serving_at - _LOOK_S)
         result.append((killed_at, None if seen is None else seen - killed_at, None if boot is None else boot.seconds))
     return result

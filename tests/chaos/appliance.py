@@ -141,10 +141,18 @@ class Appliance:
 
     def kill_engine(self, number: signal.Signals = signal.SIGKILL) -> int | None:
         """The pid that got the signal."""
-        pid = self.engine_pid
+        pid = self._note_engine()
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+        return pid
+
+    def _note_engine(self) -> int | None:
+        """The engine's pid; a life that has begun is noted, however short it will be."""
+        pid = self.engine_pid
+        if pid is not None and (not self.boots or self.boots[-1].pid != pid):
+            with contextlib.suppress(OSError):
+                self.boots.append(Boot(pid, started_at(pid)))
         return pid
 
     async def watch(self) -> None:
@@ -152,10 +160,7 @@ class Appliance:
         address = f"unix:{self.run_dir / 'engine-0.sock'}"
         sampled = 0.0
         while True:
-            pid = self.engine_pid
-            if pid is not None and (not self.boots or self.boots[-1].pid != pid):
-                with contextlib.suppress(OSError):
-                    self.boots.append(Boot(pid, started_at(pid)))
+            pid = self._note_engine()
             if self.boots and not self.boots[-1].serving_at and await _serves(address):
                 self.boots[-1].serving_at = time.monotonic()
             shim = self.shim_pid
