@@ -64,6 +64,11 @@ class Fallback:
         self._still: av.VideoFrame | None = None
         self._noticed: tuple[Notice, av.VideoFrame] | None = None
 
+    def forget(self) -> None:
+        """Let go of the pictures. The last one may lie in memory that the engine shares, and a stream that has ended
+        lives on in the circles of its parts until the garbage collector comes by."""
+        self._last = self._still = None
+
     def choose(self, entry: Entry) -> Shown:
         """The picture for a frame that has an outcome."""
         if entry.outcome is Outcome.PROCESSED:

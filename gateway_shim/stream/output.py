@@ -245,5 +245,6 @@ class Output:
         for task in self._closing:
             task.cancel()
         await self._worker.close()
+        self.fallback.forget()
         if self._encoder is not None:
             self._encoder.close()
