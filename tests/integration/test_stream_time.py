@@ -151,7 +151,7 @@ async def test_graph_of_seven_pictures_a_second(tmp_path: Path, rate: int) -> No
     times = steady(rate, 4)
     result = await run(tmp_path, times, graph_s=1 / 7)
     assert len(result.arrivals.video) > 0.9 * len(times), "the cadence is the input's"
-    assert result.frames["processed"] > 1, result.frames
+    assert result.frames["processed"] > 14, "half of what it can, on a busy machine"
     result.whole()
     result.in_sync(160)
     result.flows()
