@@ -101,6 +101,7 @@ class _Throttle:
 
     def __init__(self, publisher: Publisher, interval_s: float | None) -> None:
         self.written: list[int] = []
+        self.sent_at: list[float] = []
         self.arrived = 0
         self.changed = asyncio.Event()
         self._publisher = publisher
@@ -121,6 +122,7 @@ class _Throttle:
             await asyncio.sleep(self._due - time.monotonic())
             self._due += self._interval_s
         assert self._segment is not None
+        self.sent_at.append(time.monotonic())
         self.written.append(len(data))
         await self._segment.write(data)
 
@@ -284,6 +286,8 @@ class Appliance:
                 if not waiting.done():
                     raise WrongOutput(f"{throttle.arrived} of {frames} frames arrived; the ledger says {ledger}")
                 published = await publishing
+                # Not when it was muxed: it waited here until its time had come.
+                published.video.update(zip(published.video, throttle.sent_at, strict=True))
             finally:
                 for task in (waiting, publishing):
                     task.cancel()

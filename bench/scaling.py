@@ -67,8 +67,8 @@ async def together(
 
 
 async def many(appliance: Appliance, clip: Path, size: str) -> dict[str, float]:
-    """Keys ``scaling_{size}_{streams}_*``, and ``memory_stream_720p_mb``. Raises WrongOutput where frames are wrong;
-    that more streams than the machine can take are late is a figure."""
+    """Keys ``scaling_{size}_{streams}_*``, and ``memory_stream_{size}_mb`` where two counts went in real time. Raises
+    WrongOutput where frames are wrong; that more streams than the machine can take are late is a figure."""
     results: dict[str, float] = {}
     workflow = crop(*material.SIZES[size])
     frames = SECONDS * material.RATE
@@ -85,9 +85,11 @@ async def many(appliance: Appliance, clip: Path, size: str) -> dict[str, float]:
             results[f"{prefix}_cores"] = used["cpu"]
             results[f"{prefix}_late_ms"] = late
             results[f"{prefix}_real_time"] = float(late < LATE_MS and processed == frames)
-            memory[streams] = used["memory"]
-    first, last = min(memory), max(memory)
-    results[f"memory_stream_{size}_mb"] = (memory[last] - memory[first]) / (last - first) / 1e6
+            if results[f"{prefix}_real_time"]:  # a stream that is late fills its queues
+                memory[streams] = used["memory"]
+    if len(memory) > 1:
+        first, last = min(memory), max(memory)
+        results[f"memory_stream_{size}_mb"] = (memory[last] - memory[first]) / (last - first) / 1e6
     return results
 
 
