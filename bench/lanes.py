@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gateway_shim.engine_client import EngineClient, EngineSession
-from gateway_shim.media.planes import frame_of
+from gateway_shim.media.planes import frame_of, rows_of
 from proto import engine_pb2 as pb
 from proto import memory
 from proto.frames import Frame, Results
@@ -77,7 +77,7 @@ class SessionLane:
         numbers = list(range(first, first + BATCH))
         while numbers:
             now, numbers = numbers[: session.batch], numbers[session.batch :]
-            await session.send([session.load(Frame(each, each), self._frames[each % POOL]) for each in now])
+            await session.send([session.load(Frame(each, each), rows_of(self._frames[each % POOL])) for each in now])
         self._sent += BATCH
         answered = first
         while answered < self._sent:

@@ -15,7 +15,6 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Self
 
-import av
 import grpc
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -38,7 +37,7 @@ from .errors import (
     Violation,
     WorkflowRefused,
 )
-from .media.planes import planes_for_message
+from .media.rows import Rows, planes_for_message
 
 logger = logging.getLogger(__name__)
 
@@ -160,12 +159,12 @@ class EngineSession:
         """Frames that go well in one message now. With planes in it, batches cost more (hot-path.md section 4)."""
         return 1 if self._lane is None else max(1, min(MAX_BATCH, self._lane.room))
 
-    def load(self, frame: Frame, picture: av.VideoFrame) -> Frame:
-        """Give a frame its planes (yuv420p), in a slot or as pieces that are valid while ``picture`` lives."""
+    def load(self, frame: Frame, rows: Rows) -> Frame:
+        """Give a frame its planes: copied into a slot, or as pieces of ``rows`` themselves."""
         if self._lane is not None:
-            frame.slot = self._lane.put(frame.frame_id, picture)
+            frame.slot = self._lane.put(frame.frame_id, rows)
         if not frame.slot:
-            frame.planes = planes_for_message(picture)
+            frame.planes = planes_for_message(rows)
         return frame
 
     async def send(self, frames: Sequence[Frame]) -> None:

@@ -13,7 +13,6 @@ import weakref
 from collections import deque
 from typing import Final
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +20,7 @@ from proto import engine_pb2 as pb
 from proto.frames import Picture
 from proto.ring import NONCE_BYTES, VERSION, Ring, slot_bytes
 
-from .media.planes import planes_size, write_planes
+from .media.rows import Rows, planes_size, write_planes
 
 #: Slots for frames and for pictures: a visit of the engine to its executor takes up to eight frames where they wait,
 #: and pictures wait for the encoder and are shown again. 720p has 39 MB in all. Large pictures make smaller visits.
@@ -97,13 +96,13 @@ class EngineLane:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._changed.set)
 
-    def put(self, frame_id: int, frame: av.VideoFrame) -> int:
-        """Copy a frame into a free slot, which is given; 0 where there is none, or for a frame of another size."""
-        if not self._free or planes_size(frame.width, frame.height) != self._size:
+    def put(self, frame_id: int, rows: Rows) -> int:
+        """Copy a frame's planes into a free slot, which is given; 0 where there is none, or for another size."""
+        if not self._free or sum(plane.size for plane in rows) != self._size:
             return 0
         slot = self._frames[frame_id] = self._free.pop()
         # Copy 1 of 2: out of the decoder's rows, which may be padded.
-        write_planes(frame, self._requests.view(slot, self._size))
+        write_planes(rows, self._requests.view(slot, self._size))
         return slot
 
     def answered(self, frame_id: int) -> None:

@@ -152,6 +152,10 @@ def test_command_line_answers_before_anyone_waits():
     assert min(float(python(code).split()[-1]) for _ in range(3)) < 0.3
 
 
+def test_client_of_the_engine_needs_no_codecs():
+    assert python("import sys, gateway_shim.engine_client; print('av' in sys.modules)").split() == ["False"]
+
+
 def test_command_line_help_imports_no_server():
     code = """
 import sys

@@ -7,7 +7,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from .colour import Colour
-from .planes import frame_of, plane_views, planes_size
+from .planes import frame_of, plane_views
+from .rows import planes_size
 
 _FORMAT = "yuv420p"
 

@@ -13,7 +13,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from .planes import frame_of, plane_views, planes_of, planes_size
+from .planes import frame_of, plane_views, planes_of
+from .rows import planes_size
 
 _BLACK, _WHITE, _BAR = 16, 220, 150  # luma, inside the limited range, so legible in either
 _CHROMA = 128

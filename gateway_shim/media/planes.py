@@ -6,28 +6,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-
-def planes_size(width: int, height: int) -> int:
-    """Bytes of an I420 picture of even size."""
-    return width * height * 3 // 2
-
-
-def write_planes(frame: av.VideoFrame, out: bytearray | memoryview) -> int:
-    """Copy a yuv420p frame of even size to the beginning of ``out`` as I420; the bytes written.
-
-    Decoders pad their rows (854 wide has a line size of 896), hence one strided copy per plane.
-    Raises ValueError before touching ``out`` if it is too small or the frame has another format.
-    """
-    _check(frame)
-    size = planes_size(frame.width, frame.height)
-    target = np.frombuffer(out, np.uint8)
-    if target.size < size:
-        raise ValueError(f"out has {target.size} bytes, the picture needs {size}")
-    at = 0
-    for plane in plane_views(frame):
-        target[at : at + plane.size].reshape(plane.shape)[:] = plane
-        at += plane.size
-    return size
+from .rows import Rows, planes_size
 
 
 def planes_of(frame: av.VideoFrame) -> bytes:
@@ -37,17 +16,10 @@ def planes_of(frame: av.VideoFrame) -> bytes:
     return b"".join(plane.tobytes() for plane in plane_views(frame))
 
 
-def planes_for_message(frame: av.VideoFrame) -> tuple[bytes | memoryview, ...]:
-    """A yuv420p frame as pieces that, one after the other, are its I420 bytes; views where its rows are tight.
-
-    Valid while the frame lives. Raises ValueError for another format.
-    """
+def rows_of(frame: av.VideoFrame) -> Rows:
+    """The planes of a yuv420p frame of even size, without a copy. Raises ValueError for another format."""
     _check(frame)
-    # Padded rows are packed first, a copy more: 960 views of rows cost what it does and their join twice that.
-    return tuple(
-        memoryview(plane) if plane.line_size == plane.width else view.tobytes()
-        for plane, view in zip(frame.planes, plane_views(frame), strict=True)
-    )
+    return plane_views(frame)
 
 
 def frame_of(planes: bytes | bytearray | memoryview, width: int, height: int) -> av.VideoFrame:

@@ -8,7 +8,8 @@ from fractions import Fraction
 from typing import Final
 
 from ..media.colour import Colour
-from ..media.planes import frame_of, planes_size
+from ..media.planes import frame_of
+from ..media.rows import planes_size
 from .intake import Decoded
 from .ledger import Rate
 from .pacing import TICKS

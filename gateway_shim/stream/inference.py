@@ -20,7 +20,7 @@ from ..engine_choice import first_ready, pick
 from ..engine_client import EngineClient, EngineSession
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
 from ..media.overlay import Notice
-from ..media.planes import frame_of
+from ..media.planes import frame_of, rows_of
 from .engine_sound import FORMAT, EngineSound
 from .estimate import Estimate
 from .events import Events
@@ -389,7 +389,7 @@ class Inference:
             most = min(session.batch, session.credits)
             while True:
                 self.estimate.sent(entry.frame_id, now())
-                batch.append(session.load(_frame(entry, now(), self._opened_budget_s), entry.frame))
+                batch.append(session.load(_frame(entry, now(), self._opened_budget_s), rows_of(entry.frame)))
                 if len(batch) >= most or not self.estimate.room_for_another(self.budget_s, now()):
                     break
                 waiting = self._mailbox.take_waiting(needed_s)

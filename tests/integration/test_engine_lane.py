@@ -15,7 +15,7 @@ import pytest
 
 from gateway_shim.engine_client import EngineClient
 from gateway_shim.engine_lane import REPLY_SLOTS, REQUEST_SLOTS, EngineLane
-from gateway_shim.media.planes import frame_of, planes_of
+from gateway_shim.media.planes import frame_of, planes_of, rows_of
 from proto import engine_pb2 as pb
 from proto.frames import Frame, Results
 from proto.ring import Ring, slot_bytes
@@ -42,7 +42,7 @@ def slots_of(process: Process) -> list[int]:
 
 
 async def put(process: Process, lane: EngineLane, number: int, level: int) -> None:
-    slot = lane.put(number, frame_of(frame(level), WIDTH, HEIGHT))
+    slot = lane.put(number, rows_of(frame_of(frame(level), WIDTH, HEIGHT)))
     await process.frames([pb.Frame(frame_id=number, pts=number, slot=slot)])
 
 
@@ -74,7 +74,9 @@ async def test_many_pictures_through_the_shim_s_own_client(tmp_path: Path) -> No
                 for number in range(0, 400, 4):
                     sent = [frame_of(frame((number + k) % 251), WIDTH, HEIGHT) for k in range(4)]
                     frames = [Frame(number + k, number + k) for k in range(4)]
-                    await session.send([session.load(one, each) for one, each in zip(frames, sent, strict=True)])
+                    await session.send(
+                        [session.load(one, rows_of(each)) for one, each in zip(frames, sent, strict=True)]
+                    )
                     answered = 0
                     while answered < 4:
                         response = await anext(responses)
@@ -160,7 +162,7 @@ async def test_without_a_free_reply_slot_planes_come_in_the_message(tmp_path: Pa
         # One comes back, with some that the client never had.
         wild = [3, 3, 0, 99, 2**32 - 1]
         number = REPLY_SLOTS + 2
-        slot = lane.put(number, frame_of(frame(1), WIDTH, HEIGHT))
+        slot = lane.put(number, rows_of(frame_of(frame(1), WIDTH, HEIGHT)))
         batch = pb.FrameBatch(frames=[pb.Frame(frame_id=number, slot=slot)], released_slots=wild)
         process.credits -= 1
         await process.send(pb.ProcessRequest(frames=batch))
@@ -185,7 +187,7 @@ async def test_slots_of_runs_without_a_picture_are_not_lost(tmp_path: Path, mode
             )
         )
         for number in range(3 * REPLY_SLOTS):
-            slot = lane.put(number, frame_of(frame(1), WIDTH, HEIGHT))
+            slot = lane.put(number, rows_of(frame_of(frame(1), WIDTH, HEIGHT)))
             held = server.engine.sessions["s"]._lane
             assert held is not None
             batch = pb.FrameBatch(frames=[pb.Frame(frame_id=number, slot=slot)], released_slots=list(held._shown))
@@ -205,14 +207,14 @@ async def test_slots_of_runs_without_a_picture_are_not_lost(tmp_path: Path, mode
 CLIENT = """
 import asyncio, sys
 from gateway_shim.engine_client import EngineClient
-from gateway_shim.media.planes import frame_of
+from gateway_shim.media.planes import frame_of, rows_of
 from proto import engine_pb2 as pb
 from proto.frames import Frame
 async def main():
     async with EngineClient(sys.argv[1]) as client:
         await client.ready()
         async with client.open(pb.OpenSession(video=pb.VideoFormat(width=64, height=48))) as session:
-            await session.send([session.load(Frame(1, 1), frame_of(bytes(64 * 48 * 3 // 2), 64, 48))])
+            await session.send([session.load(Frame(1, 1), rows_of(frame_of(bytes(64 * 48 * 3 // 2), 64, 48)))])
             print(session.lane, flush=True)
             await asyncio.Event().wait()
 asyncio.run(main())
@@ -264,7 +266,7 @@ async def test_a_killed_engine_leaves_nothing_behind_and_no_picture_is_lost(tmp_
     async with EngineClient(settings.address) as client:
         await client.ready()
         async with client.open(pb.OpenSession(video=VIDEO)) as session:
-            await session.send([session.load(Frame(1, 1), frame_of(frame(9), WIDTH, HEIGHT))])
+            await session.send([session.load(Frame(1, 1), rows_of(frame_of(frame(9), WIDTH, HEIGHT)))])
             responses = session.responses()
             response = await anext(responses)
             assert isinstance(response, Results)

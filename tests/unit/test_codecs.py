@@ -23,8 +23,9 @@ from gateway_shim.media.decode import Decoder, DecoderSettings
 from gateway_shim.media.encode import Encoder
 from gateway_shim.media.h264 import H264Encoder
 from gateway_shim.media.hardware import NVENC, X264, Codecs, probe
-from gateway_shim.media.planes import frame_of, planes_of, planes_size
+from gateway_shim.media.planes import frame_of, planes_of
 from gateway_shim.media.preset import PresetChoice
+from gateway_shim.media.rows import planes_size
 from gateway_shim.media.settings import EncoderSettings
 from gateway_shim.media.sound import TIME_BASE
 from tests.fakes.media_clips import clip, decoded, numbers, pictures, units_of, video

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from gateway_shim.localnet.numbered import luma_of, picture, read_number
-from gateway_shim.media.planes import frame_of, planes_of, planes_size, write_planes
+from gateway_shim.media.planes import frame_of, planes_of, rows_of
+from gateway_shim.media.rows import planes_for_message, planes_size, write_planes
 from tests.fakes.media_clips import clip, decoded, pictures, units_of
 
 
@@ -21,8 +22,10 @@ def test_planes_come_back_as_they_were(width: int, height: int) -> None:
     padded = av.VideoFrame.from_ndarray(np.frombuffer(planes, np.uint8).reshape(-1, width), "yuv420p")
     assert planes_of(padded) == planes
     out = bytearray(len(planes) + 3)
-    assert write_planes(padded, memoryview(out)) == len(planes)
+    assert write_planes(rows_of(padded), memoryview(out)) == len(planes)
     assert bytes(out) == planes + bytes(3)
+    for each in (frame, padded):
+        assert b"".join(planes_for_message(rows_of(each))) == planes
 
 
 def test_decoded_rows_are_padded_and_the_padding_stays_out() -> None:
@@ -59,7 +62,7 @@ def test_too_few_bytes_are_refused() -> None:
     with pytest.raises(ValueError, match="not enough"):
         frame_of(bytes(planes_size(64, 48) - 1), 64, 48)
     with pytest.raises(ValueError, match="needs"):
-        write_planes(picture(0, 64, 48), bytearray(planes_size(64, 48) - 1))
+        write_planes(rows_of(picture(0, 64, 48)), bytearray(planes_size(64, 48) - 1))
 
 
 def test_other_formats_are_refused() -> None:
