@@ -12,11 +12,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
+from typing import Final
 
 from proto import engine_pb2 as pb
 from proto.ring import VERSION, Ring, RingRefused, slot_bytes
 
 from .wire import VideoFormat
+
+#: Both rings of a session at most: 14 slots of 4096x4096 are 352 MB. With ``max_sessions`` it bounds what is mapped.
+MAX_BYTES: Final = 512 << 20
 
 
 class Lane:
@@ -39,6 +43,8 @@ class Lane:
         size = slot_bytes(video.frame_bytes)
         if not video.frame_bytes or offer.slot_bytes != size:
             raise RingRefused(f"a slot for this format has {size} bytes, not {offer.slot_bytes}")
+        if (asked := size * (offer.request_slots + offer.response_slots)) > MAX_BYTES:
+            raise RingRefused(f"the slots have {asked} bytes, {MAX_BYTES} are the limit")
         pid, nonce = offer.owner_pid, offer.nonce
         requests = Ring.attach(pid, offer.request_fd, offer.request_slots, size, nonce, writable=False)
         try:
@@ -69,15 +75,17 @@ class Lane:
     # ---- pictures
 
     def place(self, size: int) -> tuple[int, memoryview] | None:
-        """A free reply slot and its memory, for a picture of ``size`` bytes; None: it goes into the message."""
+        """A free reply slot and its memory, for a picture of ``size`` bytes; None: it goes into the message, or to
+        nobody, because the session ended while it ran."""
         if size > self._replies.slot_bytes:
             return None
         try:
             slot = self._free.popleft()
-        except IndexError:
+            memory = self._replies.view(slot, size)
+        except (IndexError, ValueError):
             return None
         self._written.append(slot)
-        return slot, self._replies.view(slot, size)
+        return slot, memory
 
     def settle(self, shown: Collection[int] = ()) -> None:
         """The run is over: ``shown`` go to the client, the other slots that it wrote are free again."""

@@ -155,7 +155,7 @@ class Scheduler:
                 else:
                     await self._on_executor(source, batch)
             finally:
-                self._running = None
+                self._running = batch = None  # its frames lie in memory of a session that may end before the next run
             if not source.has_waiting():
                 self._share.leave(source)
 

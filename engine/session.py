@@ -141,7 +141,8 @@ class Session:
                 continue
             self._last_frame_id = frame_id
             self._waiting.append(Waiting(self._frame(message), arrived, message.age_ms))
-        self._answer(refused, credits)
+        if refused:  # they have no slot, whatever frame they take for their own
+            self.outbox.put(Results(refused, credits))
 
     def _frame(self, message: Frame) -> FrameIn:
         planes = message.planes

@@ -46,7 +46,7 @@ class Ring:
         self.fd = fd
         self.slots = slots
         self.slot_bytes = size
-        self._memory = memory
+        self._memory: mmap.mmap | None = memory
 
     @classmethod
     def create(cls, slots: int, size: int, nonce: bytes) -> Self:
@@ -84,6 +84,8 @@ class Ring:
                 raise RingRefused(f"descriptor {fd} of process {pid} is no memfd of this user")
             if status.st_size != total:
                 raise RingRefused(f"the ring has {status.st_size} bytes; {slots} slots of {size} need {total}")
+            if status.st_blocks * 512 < total:
+                raise RingRefused("the ring has holes: filling them would take memory of ours")
             if fcntl.fcntl(ours, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise RingRefused("the ring could still change its size")
             protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
@@ -101,13 +103,17 @@ class Ring:
         return cls(ours, memory, slots, size)
 
     def view(self, slot: int, size: int) -> memoryview:
-        """The first ``size`` bytes of a slot. Raises ValueError for numbers that the ring does not have."""
+        """The first ``size`` bytes of a slot. Raises ValueError for numbers that the ring does not have, and after
+        ``close``."""
+        memory = self._memory
+        if memory is None:
+            raise ValueError("the ring is closed")
         if not 1 <= slot <= self.slots:
             raise ValueError(f"slot {slot} is none of 1 to {self.slots}")
         if not 0 < size <= self.slot_bytes:
             raise ValueError(f"{size} bytes do not fit into a slot of {self.slot_bytes}")
         begin = mmap.PAGESIZE + (slot - 1) * self.slot_bytes
-        return memoryview(self._memory)[begin : begin + size]
+        return memoryview(memory)[begin : begin + size]
 
     def __del__(self) -> None:
         self.close()
@@ -117,8 +123,10 @@ class Ring:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-        with contextlib.suppress(BufferError):  # views are in use; what holds them holds the memory
-            self._memory.close()
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            with contextlib.suppress(BufferError):  # views are in use; what holds them, and nothing else, holds it
+                memory.close()
 
 
 def _open(process: str, path: str, writable: bool) -> int:

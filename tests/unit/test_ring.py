@@ -94,26 +94,42 @@ def test_descriptors_that_are_no_ring_are_refused(ring: Ring, tmp_path: Path) ->
     path.write_bytes(bytes(total))
     head = ring.view(1, 1).obj[: mmap.PAGESIZE]  # type: ignore[index]  # the map, with magic and nonce
     reader, writer = os.pipe()
-    unsealed, alien, short = (
-        os.memfd_create(name, os.MFD_ALLOW_SEALING) for name in ("headrace-ring", "x", "headrace-ring")
-    )
-    for fd, size in ((unsealed, total), (alien, total), (short, total - 1)):
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    made = {}
+    for kind in ("unsealed", "may shrink", "may grow", "may be sealed", "holes", "frozen", "short", "long", "alien"):
+        fd = made[kind] = os.memfd_create("x" if kind == "alien" else "headrace-ring", os.MFD_ALLOW_SEALING)
+        size = total + {"short": -1, "long": mmap.PAGESIZE}.get(kind, 0)
         os.ftruncate(fd, size)
+        if kind != "holes":
+            os.posix_fallocate(fd, 0, size)
         os.pwrite(fd, head, 0)
-    fcntl.fcntl(alien, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    fcntl.fcntl(made["may shrink"], fcntl.F_ADD_SEALS, seals & ~fcntl.F_SEAL_SHRINK)
+    fcntl.fcntl(made["may grow"], fcntl.F_ADD_SEALS, seals & ~fcntl.F_SEAL_GROW)
+    fcntl.fcntl(made["may be sealed"], fcntl.F_ADD_SEALS, seals & ~fcntl.F_SEAL_SEAL)
+    fcntl.fcntl(made["frozen"], fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_WRITE)
+    for kind in ("holes", "short", "long", "alien"):
+        fcntl.fcntl(made[kind], fcntl.F_ADD_SEALS, seals)
     file = os.open(path, os.O_RDWR)
+    zeros = os.open("/dev/zero", os.O_RDWR)
     try:
         for fd, why in (
             (file, "no ring"),
+            (zeros, "no ring"),
             (reader, "no ring"),
-            (alien, "no ring"),
-            (short, "bytes"),
-            (unsealed, "size"),
+            (made["alien"], "no ring"),
+            (made["short"], "bytes"),
+            (made["long"], "bytes"),
+            (made["holes"], "holes"),
+            (made["unsealed"], "size"),
+            (made["may shrink"], "size"),
+            (made["may grow"], "size"),
+            (made["may be sealed"], "size"),
+            (made["frozen"], "not permitted"),
         ):
             with pytest.raises(RingRefused, match=why):
                 Ring.attach(os.getpid(), fd, 3, SIZE, NONCE, writable=True)
     finally:
-        for fd in (reader, writer, unsealed, alien, short, file):
+        for fd in (reader, writer, zeros, file, *made.values()):
             os.close(fd)
 
 
@@ -139,12 +155,15 @@ def test_a_ring_outlives_its_maker_and_is_gone_with_its_last_view() -> None:
     ring = Ring.attach(child.pid, int(child.stdout.readline()), 2, 8192, bytes(16), writable=True)
     child.kill()
     child.communicate()
+    mapped = maps()
     view = ring.view(1, 3)
     ring.close()
     assert view == b"abc", "no SIGBUS, whoever died"
-    assert maps() == 1
-    del view, ring
-    assert maps() == 0
+    assert maps() == mapped
+    with pytest.raises(ValueError, match="closed"):
+        ring.view(1, 3)
+    del view  # what is closed holds nothing, whoever refers to it still
+    assert maps() == mapped - 1
 
 
 def maps() -> int:
