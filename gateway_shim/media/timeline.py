@@ -110,7 +110,7 @@ class Timeline:
 
     def _joins(self, lane: _Lane, stamp: int) -> bool:
         """Whether the other kind has fallen to where this stamp is, so that this one only follows it."""
-        if lane.offset == self._offset or not _follows(self._source, stamp):
+        if lane.offset == self._offset or not _follows(self._source, stamp) or self._is_behind(lane, stamp):
             return False
         lane.offset = self._offset
         return True
@@ -118,9 +118,13 @@ class Timeline:
     def _is_nearer(self, lane: _Lane, stamp: int) -> bool:
         """Whether the latest fall brings a stamp to where the output is, and the lane's own offset does not."""
         moved, kept = stamp + self._offset, stamp + lane.offset
-        if moved < lane.last + lane.offset - MAX_OVERLAP:
+        if self._is_behind(lane, stamp):
             return False
         return abs(moved - self._end) <= min(MAX_STEP, abs(kept - self._end) - 1)
+
+    def _is_behind(self, lane: _Lane, stamp: int) -> bool:
+        """Whether the latest fall would bring a stamp far behind what the lane has given."""
+        return stamp + self._offset < lane.last + lane.offset - MAX_OVERLAP
 
     def _placed(self, lane: _Lane, unit: AccessUnit, stamp: int) -> AccessUnit:
         if 0 < stamp - lane.last <= MAX_OVERLAP:
