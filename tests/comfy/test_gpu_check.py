@@ -24,6 +24,7 @@ def small(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     import folder_paths
 
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})  # what it finds in folders that go with the test
     threads = torch.get_num_threads()
     yield replace(read([]), device="cpu")
     torch.set_num_threads(threads)

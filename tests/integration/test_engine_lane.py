@@ -217,7 +217,7 @@ async def test_pages_taken_out_of_a_ring_are_zeros_and_no_death(tmp_path: Path, 
     fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
     async with running_engine(settings), connected(settings.address) as client:
         process = await client.open(video=VIDEO, shared_memory=lane.offer())
-        slot = lane.put(1, frame_of(frame(9), WIDTH, HEIGHT))
+        slot = lane.put(1, rows_of(frame_of(frame(9), WIDTH, HEIGHT)))
         for ring in (lane._requests, lane._replies):
             assert fallocate(ring.fd, 3, 0, 1 << 30) == 0  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
         await process.frames([pb.Frame(frame_id=1, slot=slot)])
@@ -240,7 +240,7 @@ async def test_a_picture_stays_as_it_is_for_as_long_as_it_is_shown(tmp_path: Pat
                 while session.credits < 4:
                     await anext(responses)
                 frames = [
-                    session.load(Frame(number, number), frame_of(frame(number % 251), WIDTH, HEIGHT))
+                    session.load(Frame(number, number), rows_of(frame_of(frame(number % 251), WIDTH, HEIGHT)))
                     for number in range(first, first + 4)
                 ]
                 await session.send(frames)
@@ -385,7 +385,7 @@ async def test_two_hundred_sessions_leave_no_descriptor_and_no_memory(tmp_path: 
             request = pb.OpenSession(video=VIDEO, workflow_json=workflow(7) if number % 2 else "")
             async with client.open(request) as session:
                 assert session.lane == "shared_memory"
-                await session.send([session.load(Frame(1, 1), frame_of(frame(9), WIDTH, HEIGHT))])
+                await session.send([session.load(Frame(1, 1), rows_of(frame_of(frame(9), WIDTH, HEIGHT)))])
                 if number % 4 < 2:  # the others end with a frame under way
                     while not isinstance(await anext(responses := session.responses()), Results):
                         pass
