@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from unittest import mock
+
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proto import engine_pb2 as pb
+from proto import frames as by_hand
 from proto.frames import (
     MAX_ITEMS,
     Frame,
@@ -23,6 +27,14 @@ from proto.frames import (
     parse_response,
     result_of,
 )
+
+
+@pytest.fixture(autouse=True, scope="module", params=[0, by_hand.SMALL_BYTES], ids=["by hand", "short by generated"])
+def small_bytes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most messages here are short; they are to be written and read by hand as well."""
+    with mock.patch.object(by_hand, "SMALL_BYTES", request.param):
+        yield
+
 
 uint32 = st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1))
 uint64 = st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1))
@@ -139,7 +151,7 @@ def test_planes_in_pieces_are_written_as_one(pieces: list[bytes]) -> None:
 
 
 def test_planes_are_views_of_the_message() -> None:
-    data = encode_request(FrameBatch([Frame(1, planes=b"abc"), Frame(2, planes=b"defg")]))
+    data = encode_request(FrameBatch([Frame(1, planes=bytes(3000)), Frame(2, planes=bytes(2000))]))
     batch = parse_request(data)
     assert isinstance(batch, FrameBatch)
     for frame in batch.frames:
