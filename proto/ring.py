@@ -50,15 +50,19 @@ class Ring:
 
     @classmethod
     def create(cls, slots: int, size: int, nonce: bytes) -> Self:
-        """A ring of our own, every page of it in memory: the first frames shall not pay for that. ``size``: of a
-        slot, whole pages. Raises OSError where there is no memory for it, or no memfd."""
+        """A ring of our own, every page of it in memory. ``size``: of a slot, whole pages. Raises OSError where there
+        is no memory for it, or no memfd.
+
+        The map is filled at first touch, 0.4 ms for each slot of 720p and each end: Python's mmap keeps the
+        interpreter's lock, with MAP_POPULATE 15 ms of it at 720p and 50 at 4K, which all other streams would feel.
+        """
         total = mmap.PAGESIZE + slots * size
         fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.fchmod(fd, 0o600)
             os.posix_fallocate(fd, 0, total)  # a limit of memory is an error here, and SIGBUS later
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-            memory = mmap.mmap(fd, total, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            memory = mmap.mmap(fd, total, flags=mmap.MAP_SHARED)
         except BaseException:
             os.close(fd)
             raise
@@ -89,7 +93,7 @@ class Ring:
             if fcntl.fcntl(ours, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise RingRefused("the ring could still change its size")
             protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-            memory = mmap.mmap(ours, total, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=protection)
+            memory = mmap.mmap(ours, total, flags=mmap.MAP_SHARED, prot=protection)
         except OSError as exc:
             os.close(ours)
             raise RingRefused(f"the ring cannot be used: {exc.strerror}") from None
