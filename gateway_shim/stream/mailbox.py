@@ -47,6 +47,9 @@ class Mailbox:
         self._head = asyncio.Event()  # for the popper
         self._room = asyncio.Event()  # for the producer
         self._room.set()
+        #: What the popper needs for a picture, from taking it to its last byte: `Entry.due` is when that must be out,
+        #: so a result that is not there so much earlier is late. May change at any time.
+        self.lead_s = 0.0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -92,7 +95,7 @@ class Mailbox:
                 entry = self._unsent.popleft()
                 if entry.outcome is not None:
                     continue
-                if now() + needed_s > entry.due and self._unsent:
+                if now() + needed_s + self.lead_s > entry.due and self._unsent:
                     entry.outcome, entry.reason = Outcome.DROPPED, "late"
                     self._head.set()
                     continue
@@ -105,7 +108,7 @@ class Mailbox:
         now = asyncio.get_running_loop().time()
         while self._unsent and self._unsent[0].outcome is not None:
             self._unsent.popleft()
-        if not self._unsent or now + needed_s > self._unsent[0].due:
+        if not self._unsent or now + needed_s + self.lead_s > self._unsent[0].due:
             return None  # or `take` decides
         return self._unsent.popleft()
 
@@ -127,13 +130,13 @@ class Mailbox:
             self._head.clear()
             if self._entries:
                 head = self._entries[0]
-                if head.outcome is None and loop.time() >= head.due:
+                if head.outcome is None and loop.time() >= head.due - self.lead_s:
                     head.outcome, head.reason = Outcome.DROPPED, "late"
                 if head.outcome is not None:
                     self._take_out(head)
                     return head
                 try:
-                    async with asyncio.timeout_at(head.due):
+                    async with asyncio.timeout_at(head.due - self.lead_s):
                         await self._head.wait()
                 except TimeoutError:
                     continue

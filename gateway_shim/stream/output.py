@@ -30,6 +30,11 @@ OVERLOAD_S = 1.0
 PICTURES_PER_HOP = 8
 HOP_S = 0.012
 
+#: What a picture needs from the mailbox to its way out, learned: quick to grow and slow to shrink, and never more of
+#: the budget than this, or an encoder that cannot keep up would leave the graph no time at all.
+LEAD_GROWS, LEAD_SHRINKS = 0.2, 0.02
+MAX_LEAD_S = 0.05
+
 #: How often sound without a picture is looked for.
 AUDIO_TICK_S = 0.1
 
@@ -121,9 +126,14 @@ class Output:
                             self._ledger.published += 1
                 await self._write_sound(self._sound.release(shown[-1][0].pts))
         self.last_output_at = loop.time()
+        self._learn_lead(self.last_output_at - now)
         for entry, _ in shown:
             self.rate.tick()
             self.timing.picture(self.last_output_at - entry.arrived_at)
+
+    def _learn_lead(self, took_s: float) -> None:
+        more = min(took_s, MAX_LEAD_S) - self._mailbox.lead_s
+        self._mailbox.lead_s += more * (LEAD_GROWS if more > 0 else LEAD_SHRINKS)
 
     def _settle(self, entry: Entry, shown: Shown) -> None:
         """The ledger tells what the viewer saw, not what was planned."""

@@ -180,6 +180,21 @@ async def test_a_frame_without_an_answer_leaves_when_it_is_due() -> None:
     assert box.resolve(0, Outcome.PROCESSED) is None, "an answer after that is too late"
 
 
+async def test_what_the_output_needs_is_part_of_the_budget() -> None:
+    box = Mailbox(10)
+    box.lead_s = 60.0
+    now = asyncio.get_running_loop().time()
+    box.put(entry(0, due=now + 59))
+    popped = await asyncio.wait_for(box.pop(), 10)
+    assert popped is not None
+    assert popped.reason == "late", "it would be out behind its time"
+    box.put(entry(1, due=now + 59))
+    box.put(entry(2, due=now + 3600))
+    assert (await box.take(0.0)).frame_id == 2
+    box.put(entry(3, due=now + 59))
+    assert box.take_waiting(0.0) is None
+
+
 async def test_second_answer_for_a_frame_is_ignored() -> None:
     box = Mailbox(10)
     box.put(entry(0))
