@@ -17,8 +17,13 @@ from . import account, plan
 from .appliance import has_comfyui
 from .run import run
 
+#: Camera, broker and viewer are one process, and the viewer decodes on a thread: Python's own 5 ms until a thread
+#: gives way would be lateness that is not the shim's.
+_SWITCH_S = 0.0005
+
 
 def main() -> int:
+    sys.setswitchinterval(_SWITCH_S)
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
     parser.add_argument("--seconds", type=float, help="20, or 12 for each kill")

@@ -52,8 +52,9 @@ class Judged:
     processed_pts: list[int] = field(default_factory=list)  # of pictures that show the graph's work
 
 
-def judge(account: Account, view: View, excused: Sequence[Span], *, ended: bool) -> Judged:
-    """``ended``: the source ended by itself, so that everything it sent has to be there."""
+def judge(account: Account, view: View, excused: Sequence[Span], *, ended: bool, settled_s: float = 0.0) -> Judged:
+    """``ended``: the source ended by itself, so that everything it sent has to be there. ``settled_s``: seconds of
+    content from which on lateness counts."""
     found = Judged()
     frames = sorted(account.frames, key=lambda sent: (sent.epoch, sent.stamp))
     fresh = _fresh(frames, view.pictures)
@@ -69,7 +70,7 @@ def judge(account: Account, view: View, excused: Sequence[Span], *, ended: bool)
     found.processed_pts = [seen.pts for seen in view.pictures if seen.inverted]
     expected = [(s.stamp + offsets[s.epoch], s) for s in frames if s.epoch in offsets]
     found.gap_ms, found.gap_at_s = _largest_gap(expected, view.order, excused)
-    found.latencies_ms = _latencies_ms(expected, view)
+    found.latencies_ms = _latencies_ms([each for each in expected if each[1].content_s >= settled_s], view)
     _judge_sound(found, view.sound, account, excused, ended=ended)
     found.offsets_ms = _av_offsets_ms(fresh, view.sound)
     return found

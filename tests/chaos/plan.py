@@ -52,6 +52,11 @@ _WEIGHTS = {
 OPTIONAL = ("kill_shim", "hang_engine")
 FAULTS = (*_WEIGHTS, *OPTIONAL)
 
+#: A burst of so many seconds of 60 fps is more than the shim takes (60 frames wait in it), and how long it is the
+#: measure of lateness after it (gateway_shim/stream/pacing.py: three seconds, and what was late then).
+FILLS_S = 1.5
+SETTLED_S = 10.0
+
 _CHANNELS = ("", "-out", "-events", "-control")  # suffix of a channel's name
 _STATUSES = (400, 408, 429, 470, 500, 502, 503)
 BAD_UPDATES = (
@@ -170,9 +175,12 @@ def soak(seed: int, minutes: float, graph: str) -> Plan:
     """Steady load with an honest fault every half minute: none that takes bytes away."""
     chance = random.Random(seed)
     seconds = minutes * 60
-    recipe = Recipe(fps=60 if graph == "slow" else 30)
     if graph == "slow":
-        return Plan(seed, seconds, graph, recipe, ())
+        # Lateness is judged: camera and viewer share the machine and shall not be late themselves.
+        recipe = Recipe(fps=60, width=192, height=144)
+        # And memory: the shim holds at once what it may ever hold, so that all growth after that is a leak.
+        return Plan(seed, seconds, graph, recipe, (Event(1.0, "hold", {"seconds": FILLS_S}),))
+    recipe = Recipe()
     names = ["update", "bad_update", "control", "stop_other", "polls", "kill_engine", "freeze_engine", "vary"]
     weights = [4, 3, 3, 1, 2, 1, 1, 1]
     events = []

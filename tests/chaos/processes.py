@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-_PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 _CLOCK_HZ = os.sysconf("SC_CLK_TCK")
+
+#: Samples of a life that are compared with each other, at most: half a million pairs.
+_PAIRED = 1000
 
 #: Threads of asyncio's own pool and of gRPC come when they are first needed and stay (concurrent.futures.thread).
 _POOL_THREADS = min(32, (os.cpu_count() or 1) + 4) + 8
@@ -77,9 +79,11 @@ def connections(pid: int) -> list[str]:
     return found
 
 
-def resident_kb(pid: int) -> int:
-    """Raises OSError for a process that is gone."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_KB
+def own_kb(pid: int) -> int:
+    """Resident memory but for pages of files, which the kernel takes back as it likes. Raises OSError for a process
+    that is gone."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return sum(int(fields.get(name, "0 kB").split()[0]) for name in ("RssAnon", "RssShmem"))
 
 
 def started_at(pid: int) -> float:
@@ -118,17 +122,21 @@ def left_in(run_dir: Path, temporary: Path) -> list[str]:
 
 @dataclass
 class Memory:
-    """Resident memory of processes over time."""
+    """Memory of processes over time, without that of files."""
 
     samples: dict[int, list[tuple[float, int]]] = field(default_factory=dict)  # (monotonic s, kB) by pid
 
     def take(self, pids: Iterable[int]) -> None:
         for pid in pids:
             with contextlib.suppress(OSError):
-                self.samples.setdefault(pid, []).append((time.monotonic(), resident_kb(pid)))
+                self.samples.setdefault(pid, []).append((time.monotonic(), own_kb(pid)))
 
     def slope_kb_per_min(self, pids: Iterable[int]) -> float | None:
-        """Of the process that lived longest, without the first third of its life; None for less than 20 s of it."""
+        """Of the process that lived longest, without the first third of its life; None for less than 20 s of it.
+
+        The median slope between any two moments (Theil and Sen): a leak has it everywhere, while a step is a step. An
+        allocator makes steps, and so does libavcodec, whose pool keeps as many pictures as were ever held at once.
+        """
         lives = [self.samples[pid] for pid in pids if self.samples.get(pid)]
         if not lives:
             return None
@@ -137,5 +145,6 @@ class Memory:
         points = [(at, kb) for at, kb in life if at >= begin + (end - begin) / 3]
         if end - begin < 20 or len(points) < 5:
             return None
-        at, kb = np.array(points).T
-        return round(float(np.polyfit((at - at[0]) / 60, kb, 1)[0]), 1)
+        at, kb = np.array(points[:: -(-len(points) // _PAIRED)]).T
+        first, second = np.triu_indices(len(at), 1)
+        return round(float(np.median((kb[second] - kb[first]) / (at[second] - at[first]))) * 60, 1)

@@ -15,6 +15,7 @@ from gateway_shim.trickle.publisher import Publisher
 
 from .appliance import NAME, Appliance
 from .figures import Judged, Span, judge, ledger_gap
+from .plan import SETTLED_S
 from .source import Recipe, Source
 from .viewer import Viewer
 
@@ -156,5 +157,10 @@ class Stream:
         with contextlib.suppress(ConnectionError):
             await self._stack.aclose()
         self.judged = await asyncio.to_thread(
-            judge, self.source.account, self.viewer.view, self.excused, ended=not self.cut_off
+            judge,
+            self.source.account,
+            self.viewer.view,
+            self.excused,
+            ended=not self.cut_off,
+            settled_s=SETTLED_S if self._graph == "slow" else 0.0,
         )

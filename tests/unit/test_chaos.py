@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.chaos import figures, plan, tone
+from tests.chaos.processes import Memory
 from tests.chaos.source import Account, Sent
 from tests.chaos.viewer import Heard, Seen, Unwrap, View
 
@@ -113,3 +115,14 @@ def test_account_that_does_not_add_up_is_noticed() -> None:
     frames = {"received": 5, "processed": 2, "failed": 0, "passed_through": 1, "dropped": 1, "in_flight": 1}
     assert figures.ledger_gap(frames) == 0
     assert figures.ledger_gap(frames | {"processed": 1}) == 1
+
+
+def test_slope_of_memory_is_a_leak_s_and_not_a_step_s() -> None:
+    def slope(kb: Callable[[int], int]) -> float | None:
+        return Memory({1: [(float(second), kb(second)) for second in range(600)]}).slope_kb_per_min({1})
+
+    assert slope(lambda second: 50_000) == 0
+    assert slope(lambda second: 50_000 + (8_000 if second > 450 else 0)) == 0, "a step"
+    assert slope(lambda second: 50_000 + 10 * second) == 600, "a leak"
+    assert slope(lambda second: 50_000 + 1000 * (second // 60)) == pytest.approx(1000, rel=0.1), "a leak in steps"
+    assert Memory({1: [(0.0, 1), (5.0, 1)]}).slope_kb_per_min({1}) is None, "too short to say"
