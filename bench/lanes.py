@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from gateway_shim.engine_client import EngineClient, EngineSession
+from gateway_shim.engine_client import EngineClient
+from gateway_shim.engine_session import EngineSession
 from gateway_shim.media.planes import frame_of, rows_of
 from proto import engine_pb2 as pb
 from proto import memory

@@ -1,8 +1,4 @@
-"""The shim's end of the engine contract: who is there, and one session for each stream.
-
-"This request failed" and "the engine is gone" are different exceptions: the first is the caller's business, the
-second is repaired by opening the session again.
-"""
+"""The shim's end of the engine contract: who is there, what it is asked, and the opening of sessions."""
 
 from __future__ import annotations
 
@@ -10,34 +6,23 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Mapping
 from enum import StrEnum
 from typing import Any, Self
 
 import grpc
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_status import rpc_status
 
 from proto import MAX_MESSAGE_BYTES, WIRE_VERSION, engine_pb2_grpc
 from proto import engine_pb2 as pb
-from proto.frames import Frame, FrameBatch, Results, encode_request, parse_response
+from proto.frames import encode_request, parse_response
 
 from . import deaths
 from .deaths import Death
+from .engine_errors import error_from, error_of
 from .engine_lane import EngineLane
-from .errors import (
-    EngineGone,
-    HeadraceError,
-    InvalidRequest,
-    NoSuchStream,
-    NotReady,
-    VersionConflict,
-    Violation,
-    WorkflowRefused,
-)
-from .media.rows import Rows, planes_for_message
+from .engine_session import EngineSession
+from .errors import EngineGone, HeadraceError, WorkflowRefused
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +42,6 @@ CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 
-#: Frames of one message that carries slot numbers: what the engine runs in one visit.
-MAX_BATCH = 8
-
 RETRY_S = 0.25  # between two looks at an engine that does not answer
 RPC_TIMEOUT_S = 5.0
 INFO_EVERY_S = 3.0  # load, device memory and failed packs change while it runs
@@ -78,43 +60,6 @@ class EngineState(StrEnum):
     DEAD = "dead"  # answered before, does not now
 
 
-#: Reason of the ErrorInfo whose metadata says what each wrong field takes (UpdateSession in engine.proto).
-ALLOWED = "ALLOWED"
-
-#: gRPC status to what the caller did wrong; everything else means that the engine is gone.
-_REFUSALS: dict[grpc.StatusCode, type[HeadraceError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
-    grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
-    grpc.StatusCode.NOT_FOUND: NoSuchStream,
-    grpc.StatusCode.ABORTED: VersionConflict,
-    grpc.StatusCode.FAILED_PRECONDITION: WorkflowRefused,
-    grpc.StatusCode.UNIMPLEMENTED: WorkflowRefused,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: NotReady,
-    grpc.StatusCode.ALREADY_EXISTS: NotReady,
-}
-
-
-def error_from(exc: grpc.aio.AioRpcError) -> HeadraceError:
-    """Our exception for a failed call, with the violations that its details name."""
-    violations: list[Violation] = []
-    status = rpc_status.from_call(exc)
-    for detail in status.details if status is not None else ():
-        bad_request = error_details_pb2.BadRequest()
-        if detail.Is(bad_request.DESCRIPTOR) and detail.Unpack(bad_request):
-            violations += [Violation(_path(field.field), field.description) for field in bad_request.field_violations]
-        info = error_details_pb2.ErrorInfo()
-        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.reason == ALLOWED:
-            allowed = {_path(path): text for path, text in info.metadata.items()}
-            violations = [replace(each, allowed=allowed.get(each.path, "")) for each in violations]
-    kind = _REFUSALS.get(exc.code(), EngineGone)
-    return kind(exc.details() or f"the engine answered {exc.code().name}", tuple(violations))
-
-
-def _path(field: str) -> str:
-    """The contract's name for a field in the words of the HTTP API."""
-    return "prompts" if field == "workflow_json" else field
-
-
 def overrides_of(overrides: Mapping[str, Mapping[str, Any]]) -> list[pb.NodeOverride]:
     """``{node_id: {input: value}}`` as messages; values as JSON text, which keeps 64-bit seeds exact."""
     return [
@@ -122,107 +67,6 @@ def overrides_of(overrides: Mapping[str, Mapping[str, Any]]) -> list[pb.NodeOver
         for node_id, inputs in overrides.items()
         for name, value in inputs.items()
     ]
-
-
-class EngineSession:
-    """One open ``Process`` call. Owned by one sender and one reader task; ends with `close`."""
-
-    def __init__(self, call: Any, opened: pb.SessionOpened, credits: int, lane: EngineLane | None = None) -> None:
-        self._call = call
-        self._lane = lane
-        self._credits = credits
-        self._granted = asyncio.Event()
-        self._writing = asyncio.Lock()  # gRPC takes one message of a call at a time
-        if credits:
-            self._granted.set()
-        self.opened = opened
-        self.session_id: str = opened.session_id
-
-    @property
-    def credits(self) -> int:
-        """Frames that may be sent now."""
-        return self._credits
-
-    async def credit(self) -> None:
-        """Wait until at least one frame may be sent."""
-        await self._granted.wait()
-        if self._lane is not None:
-            await self._lane.freed()
-
-    @property
-    def lane(self) -> str:
-        """How planes travel: "shared_memory" or "bytes"."""
-        return "bytes" if self._lane is None else "shared_memory"
-
-    @property
-    def batch(self) -> int:
-        """Frames that go well in one message now. With planes in it, batches cost more (hot-path.md section 4)."""
-        return 1 if self._lane is None else max(1, min(MAX_BATCH, self._lane.room))
-
-    def load(self, frame: Frame, rows: Rows) -> Frame:
-        """Give a frame its planes: copied into a slot, or as pieces of ``rows`` themselves."""
-        if self._lane is not None:
-            frame.slot = self._lane.put(frame.frame_id, rows)
-        if not frame.slot:
-            frame.planes = planes_for_message(rows)
-        return frame
-
-    async def send(self, frames: Sequence[Frame]) -> None:
-        """Send one batch; spends a credit for each frame. Raises EngineGone."""
-        self._credits -= len(frames)
-        if self._credits <= 0:
-            self._granted.clear()
-        await self._write(FrameBatch(frames, self._lane.released() if self._lane is not None else ()))
-
-    async def send_sound(self, blocks: Sequence[pb.AudioBlock]) -> None:
-        """Sound needs no credit. Raises EngineGone."""
-        await self._write(pb.ProcessRequest(audio=pb.AudioBatch(blocks=blocks)))
-
-    async def end_input(self) -> None:
-        """Say that no frame follows; the engine answers what it holds and ends the call."""
-        await self._write(pb.ProcessRequest(end_of_input=pb.EndOfInput()))
-
-    async def _write(self, request: pb.ProcessRequest | FrameBatch) -> None:
-        try:
-            async with self._writing:
-                await self._call.write(request)
-        except asyncio.InvalidStateError as exc:
-            raise EngineGone("the engine ended the session") from exc
-        except grpc.aio.AioRpcError as exc:
-            raise error_from(exc) from exc
-
-    async def responses(self) -> AsyncIterator[pb.ProcessResponse | Results]:
-        """Everything the engine says, until it ends the call. Raises EngineGone or what it refused."""
-        try:
-            while (response := await self._call.read()) is not grpc.aio.EOF:
-                if response is None:  # gRPC's way to say that it could not be parsed
-                    raise EngineGone("the engine sent what is no message of the contract")
-                if self._lane is not None and isinstance(response, Results):
-                    _take_slots(self._lane, response)
-                self._grant(response.credits)
-                yield response
-        except grpc.aio.AioRpcError as exc:
-            raise error_from(exc) from exc
-
-    def _grant(self, credits: int) -> None:
-        self._credits += credits
-        if self._credits > 0:
-            self._granted.set()
-
-    def close(self) -> None:
-        self._call.cancel()
-
-
-def _take_slots(lane: EngineLane, results: Results) -> None:
-    """Frames that were answered leave their slots; pictures get their planes."""
-    for result in results.results:
-        lane.answered(result.frame_id)
-        if result.picture is not None and result.picture.slot:
-            try:
-                result.picture.planes = lane.picture(result.picture).data
-            except ValueError as exc:
-                result.picture = None
-                result.failed = pb.Fault(code="bad_picture", message=f"the engine's picture cannot be shown: {exc}")
 
 
 class EngineClient:
@@ -477,8 +321,7 @@ class EngineClient:
             except asyncio.InvalidStateError as exc:
                 # The call ended while we wrote; its status says why.
                 code, details = await call.code(), await call.details()
-                kind = _REFUSALS.get(code, EngineGone)
-                raise kind(details or f"the engine answered {code.name}") from exc
+                raise error_of(code, details) from exc
             if stream_id:
                 self._remember(stream_id)
             if lane is not None and not answer.opened.shared_memory:

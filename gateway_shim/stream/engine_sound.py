@@ -8,7 +8,7 @@ from typing import Final
 
 from proto import engine_pb2 as pb
 
-from ..engine_client import EngineSession
+from ..engine_session import EngineSession
 from ..media.decode import Sound
 from ..media.sound import SAMPLE_RATE
 from .audio import StreamSound, samples_of

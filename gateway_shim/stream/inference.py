@@ -17,7 +17,8 @@ from proto.frames import Frame, FrameResult, Picture, Results
 
 from ..deaths import Death
 from ..engine_choice import first_ready, pick
-from ..engine_client import EngineClient, EngineSession
+from ..engine_client import EngineClient
+from ..engine_session import EngineSession
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
 from ..media.overlay import Notice
 from ..media.planes import frame_of, rows_of

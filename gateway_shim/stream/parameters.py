@@ -20,7 +20,8 @@ from typing import Any
 from proto import engine_pb2 as pb
 
 from ..engine_choice import pick
-from ..engine_client import EngineClient, EngineSession, overrides_of
+from ..engine_client import EngineClient, overrides_of
+from ..engine_session import EngineSession
 from ..errors import (
     HeadraceError,
     InvalidRequest,
