@@ -14,12 +14,13 @@ import sys
 from proto import VERSION, memory, parent
 
 from . import config, logs
+from .settings import Settings
 from .shim import serve
 
 logger = logging.getLogger(__name__)
 
 
-async def _run(settings: config.Settings) -> None:
+async def _run(settings: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

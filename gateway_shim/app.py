@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from .config import Settings
 from .routes import byoc, live_video, middleware, params, system
 from .routes.context import CONTEXT, Context, Engine, Streams
+from .settings import Settings
 
 
 def create_app(settings: Settings, streams: Streams, engines: Sequence[Engine]) -> web.Application:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from proto import VERSION, engine_address
 
 from . import config
+from .settings import Settings, options
 
 if TYPE_CHECKING:
     from proto import engine_pb2 as pb
@@ -140,14 +141,14 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _settings(arguments: argparse.Namespace) -> config.Settings:
+def _settings(arguments: argparse.Namespace) -> Settings:
     return config.load(vars(arguments))
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, str]:
     """What the command line set, as the environment through which the programs get it."""
     names = ["config"]
-    for name, option in config.options().items():
+    for name, option in options().items():
         names.append(f"{name}_file" if option.secret else name)
     values = {name: getattr(arguments, name, None) for name in names}
     return {f"HEADRACE_{name.upper()}": str(value) for name, value in values.items() if value is not None}
@@ -171,7 +172,7 @@ def _up(arguments: argparse.Namespace) -> int:
     supervise.execute(launch, follow=not arguments.quiet)
 
 
-def _engines(settings: config.Settings) -> int:
+def _engines(settings: Settings) -> int:
     """How many to run here: none when the engines' addresses say that they run elsewhere."""
     here = engine_address(0, settings.run_dir) in settings.engine_addresses
     return settings.engine_count if here else 0
@@ -220,7 +221,7 @@ def _config(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _engine_settings(arguments: argparse.Namespace, settings: config.Settings) -> list[tuple[str, str, str]]:
+def _engine_settings(arguments: argparse.Namespace, settings: Settings) -> list[tuple[str, str, str]]:
     """Asked of the engine's own code, which this program never imports; for the first engine of `headrace up`."""
     environment = dict(os.environ) | _given(arguments) | {"HEADRACE_RUN_DIR": str(settings.run_dir)}
     command = [sys.executable, "-P", "-m", "engine.config"]

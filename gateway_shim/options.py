@@ -1,4 +1,4 @@
-"""How one setting is read and checked: the readers that ``config`` names in its table.
+"""How one setting is read and checked: the readers that ``settings`` names in its table.
 
 A reader takes text, or what TOML gives, and raises ValueError for nonsense; ``config`` writes the sentence about it.
 """

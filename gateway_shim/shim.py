@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp import web
 
 from .app import create_app
-from .config import Settings, SettingsError
+from .config import SettingsError
 from .engine_client import EngineClient
 from .errors import MalformedRequest
 from .json_text import read_json
@@ -21,6 +21,7 @@ from .media.hardware import Codecs, probe
 from .orchestrator.byoc import ByocRegistration
 from .orchestrator.registrar import Registrar, RegistrarTiming
 from .routes.context import CONTEXT, Context
+from .settings import Settings
 from .stream.fallback import Policy
 from .stream.journal import Journal
 from .stream.manager import Streams

@@ -76,7 +76,7 @@ _COMPUTED = {
 def settings() -> Iterator[Setting]:
     """All there are, read from the two modules that define them."""
     from engine import config as engine
-    from gateway_shim import config as shim
+    from gateway_shim import settings as shim
 
     for item in dataclasses.fields(shim.Settings):
         if (how := item.metadata.get("option")) is None:
@@ -102,7 +102,7 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Written by `make settings` from `gateway_shim/config.py` and `engine/config.py`.",
+        "Written by `make settings` from `gateway_shim/settings.py` and `engine/config.py`.",
         "",
         "Each comes from the first place that has it: command line, environment, `headrace.toml`, default. A",
         "variable that is set but empty counts as not set. `headrace config` prints what both programs make of them.",

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from gateway_shim import config as shim_config
 from gateway_shim import errors
+from gateway_shim import settings as shim_settings
 from gateway_shim.routes import byoc, live_video, params, system
 
 from . import readme
@@ -51,7 +52,7 @@ def test_settings_of_the_readme_exist_with_that_variable_and_default():
 
 def test_variables_that_the_readme_names_are_read():
     known = {variable for one in readme.settings() for variable in one.variables} | {"HEADRACE_CONFIG"}
-    secrets = {name for name, how in shim_config.options().items() if how.secret}
+    secrets = {name for name, how in shim_settings.options().items() if how.secret}
     known |= {f"{variable}_FILE" for one in readme.settings() if one.name in secrets for variable in one.variables}
     prefixes = "HEADRACE|ORCH|CAPABILITY|AUTH|COMFYUI|MODEL"
     for file in (README, ROOT / "deploy" / "headrace.service"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import Settings
+from ..settings import Settings
 
 
 def entries(settings: Settings) -> list[dict[str, Any]]:

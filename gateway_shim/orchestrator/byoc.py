@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from ..config import Settings
+from ..settings import Settings
 
 #: An orchestrator answers from memory.
 CALL_TIMEOUT_S = 5.0

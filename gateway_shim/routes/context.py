@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from ..config import Settings
 from ..errors import BodyTooLarge, InvalidRequest, MalformedRequest, NoSuchStream, NotReady, Violation
 from ..json_text import read_json
 from ..params import StartRequest, check_hosts
+from ..settings import Settings
 from ..status import Facts, best_state
 
 #: A gateway gives up a start after 5 s, its orchestrator does not: a later answer leaves a stream that nobody watches

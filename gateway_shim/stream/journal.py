@@ -29,7 +29,7 @@ FORMAT: Final = 1
 FOLDER: Final = "streams"
 #: Whole file of a position; what is written is padded, so that a shorter one leaves nothing of a longer one.
 _POSITION_BYTES: Final = 256
-#: A start request has at most 16 MiB (config.BODY_LIMIT_BYTES), and its workflow is in here once.
+#: A start request has at most 16 MiB (settings.BODY_LIMIT_BYTES), and its workflow is in here once.
 MAX_BYTES: Final = 64 << 20
 #: Parameters of the start that are kept for the status; larger ones are workflows, which are here in any case.
 _MAX_PARAMS_BYTES: Final = 64 << 10

@@ -81,7 +81,7 @@ class StreamSettings:
 
     latency_budget_s: float = 0.4  # of streams that do not say
     fallback: Policy = Policy.AUTO  # of streams that do not say
-    preset: str = "auto"  # of x264, one of config.PRESETS, or auto
+    preset: str = "auto"  # of x264, one of settings.PRESETS, or auto
     bit_rate: int | None = None  # bits per second; None: from size and rate
     codecs: Codecs = ON_CPU  # what the machine has
     codec_threads: int = 0  # of each codec; 0: from the machine and the pictures

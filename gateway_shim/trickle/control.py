@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 # The gateway sends it every 10 s (go-livepeer server/ai_live_video.go). Only exactly this is no update.
 KEEP_ALIVE: Final = {"keep": "alive"}
-MESSAGE_LIMIT_BYTES: Final = 16 << 20  # as much as the HTTP way takes (config.BODY_LIMIT_BYTES)
+MESSAGE_LIMIT_BYTES: Final = 16 << 20  # as much as the HTTP way takes (settings.BODY_LIMIT_BYTES)
 COMPLAINT_S: Final = 1.0
 
 

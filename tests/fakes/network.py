@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 
 from engine.backend import Backend
-from gateway_shim.config import Settings
 from gateway_shim.localnet import probe
 from gateway_shim.localnet.broker import Broker
 from gateway_shim.localnet.source import Published, publish_file
+from gateway_shim.settings import Settings
 from gateway_shim.shim import Shim, running
 from gateway_shim.trickle.connection import open_http
 from gateway_shim.trickle.publisher import Publisher

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from gateway_shim.app import create_app
-from gateway_shim.config import Settings
+from gateway_shim.settings import Settings
 from tests.fakes.streams import FakeEngine, FakeStreams
 
 BYOC_START = {

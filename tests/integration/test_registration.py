@@ -14,13 +14,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway_shim.config import Settings
 from gateway_shim.engine_client import EngineState
 from gateway_shim.localnet.orchestrator import Orchestrator, OrchestratorPanic, WorkerRefused
 from gateway_shim.orchestrator import ai_models
 from gateway_shim.orchestrator.byoc import ByocRegistration, RegistrationFailed, RegistrationRefused
 from gateway_shim.orchestrator.registrar import Registrar, RegistrarTiming, RegistrationState
 from gateway_shim.routes.context import CONTEXT
+from gateway_shim.settings import Settings
 from tests.fakes.worker import worker
 
 QUICK = RegistrarTiming(again_s=0.05, first_retry_s=0.02, longest_retry_s=0.1, refused_retry_s=0.02, dropped_s=0.02)

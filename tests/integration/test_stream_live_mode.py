@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway_shim.config import Settings
 from gateway_shim.localnet import probe
 from gateway_shim.localnet.numbered import write_clip
 from gateway_shim.localnet.orchestrator import Orchestrator
 from gateway_shim.localnet.source import publish_file
 from gateway_shim.orchestrator import ai_models
+from gateway_shim.settings import Settings
 from gateway_shim.shim import running
 from gateway_shim.stream import events
 from gateway_shim.trickle.connection import open_http

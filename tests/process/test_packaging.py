@@ -151,13 +151,13 @@ def test_shim_only_install_runs_the_shim_and_has_no_torch(installed: Path, tmp_p
     script = """
 import asyncio, sys
 from pathlib import Path
-from gateway_shim import config, shim, cli, supervise
+from gateway_shim import config, shim, cli, settings, supervise
 from gateway_shim.localnet import broker, demo, orchestrator
 import aiohttp
 
 async def main():
-    settings = config.Settings(listen_port=0, run_dir=Path("run"))
-    async with shim.running(settings) as running, aiohttp.ClientSession() as http:
+    told = settings.Settings(listen_port=0, run_dir=Path("run"))
+    async with shim.running(told) as running, aiohttp.ClientSession() as http:
         async with http.get(running.url + "/health") as answer:
             print((await answer.json())["status"])
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway_shim.config import Settings, SettingsError, add_arguments, describe, load, options
+from gateway_shim.config import SettingsError, add_arguments, describe, load
+from gateway_shim.settings import Settings, options
 from proto import engine_address
 
 
