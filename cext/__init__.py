@@ -150,12 +150,15 @@ def image_to_picture(image: Any, picture: Picture, colour: Colour = DEFAULT_COLO
     _write(_image("image", image, ndim=3)[np.newaxis], (picture,), colour)
 
 
-def pictures_to_images(pictures: Sequence[Picture], out: Any, colour: Colour = DEFAULT_COLOUR) -> None:
+def pictures_to_images(
+    pictures: Sequence[Picture], out: Any, colour: Colour = DEFAULT_COLOUR, *, soon: bool = False
+) -> None:
     """Convert a batch: ``out`` is (B, H, W, 3) and takes ``pictures`` in order. The GIL is released once.
 
-    The pictures have one size and one pixel format; each may lie anywhere. Raises ValueError before touching ``out``.
+    The pictures have one size and one pixel format; each may lie anywhere. soon: ``out`` is small enough for the
+    cache and is read next, so it is written through it. Raises ValueError before touching ``out``.
     """
-    _read(pictures, _image("out", out, ndim=4, writable=True), colour)
+    _read(pictures, _image("out", out, ndim=4, writable=True), colour, soon)
 
 
 def images_to_pictures(images: Any, pictures: Sequence[Picture], colour: Colour = DEFAULT_COLOUR) -> None:
@@ -166,11 +169,11 @@ def images_to_pictures(images: Any, pictures: Sequence[Picture], colour: Colour 
     _write(_image("images", images, ndim=4), pictures, colour)
 
 
-def _read(pictures: Sequence[Picture], out: Image, colour: Colour) -> None:
+def _read(pictures: Sequence[Picture], out: Image, colour: Colour, soon: bool = False) -> None:
     _batch("out", out, pictures)
     if any(np.may_share_memory(out, plane) for picture in pictures for plane in picture.arrays):
         raise ValueError("out lies in the memory of a picture")
-    _kernels().to_images([picture.arrays for picture in pictures], out, colour)
+    _kernels().to_images([picture.arrays for picture in pictures], out, colour, soon)
 
 
 def _write(images: Image, pictures: Sequence[Picture], colour: Colour) -> None:

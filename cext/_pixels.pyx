@@ -141,15 +141,15 @@ cdef class Batch:
         free(self.pictures)
 
 
-def to_images(pictures, images, colour):
-    """Write each picture's RGB 0..1 into ``images`` (B, H, W, 3), float32 or float16."""
+def to_images(pictures, images, colour, bint soon=False):
+    """Write each picture's RGB 0..1 into ``images`` (B, H, W, 3), float32 or float16; ``soon``: through the cache."""
     cdef Batch batch = Batch(pictures, images, False)
     cdef hr_to_rgb k
     cdef const hr_backend *backend = chosen
     cdef hr_image image = batch.image
     cdef ptrdiff_t index
     cdef size_t written = batch.count * batch.height * <size_t>batch.width * 3 * (2 if image.half else 4)
-    cdef bint stream = written >= stream_bytes
+    cdef bint stream = not soon and written >= stream_bytes
     k.ys, k.rv, k.r0, k.gu, k.gv, k.g0, k.bu, k.b0 = colour.to_rgb
     with nogil:
         for index in range(batch.count):

@@ -23,7 +23,8 @@
  * images, a codec at work on the other core, a frame each 10 ms) streaming costs the same or less at 512x512: 0.35
  * against 0.36 ms without a node, 0.56 against 0.55 with one (AVX-512), 0.36 against 0.40 and 0.58 against 0.58
  * (AVX2). Only frames back to back with nothing beside them find a warm pool, and then lose 0.03 to 0.08 ms of 0.11 to
- * 0.27. Below 2 MiB an image fits beside its successor into the second-level cache of newer CPUs. */
+ * 0.27; with pages of 2 MiB they lose twice that, and the engine asks for normal stores (engine/graph/
+ * image_memory.py). Below 2 MiB an image fits beside its successor into the second-level cache of newer CPUs. */
 #define HR_STREAM_BYTES ((size_t)2 << 20)
 
 /* Columns that the way back takes at a time: the scratch for their chroma is 16 KiB, half of a small L1 cache. */
