@@ -13,7 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from proto import engine_pb2 as pb
@@ -313,19 +313,22 @@ class Session:
             self._waiting.extendleft(reversed(run.taken[len(result.apart) :]))
             results = []
             for waiting, waited, part in zip(run.taken, run.waiting_us, result.apart, strict=False):
-                results += self._results_of(replace(run, frames=[waiting.frame], waiting_us=[waited]), part)
+                results += self._results_of(run, part, [waiting.frame], [waited])
         else:
-            results = self._results_of(run, result)
+            results = self._results_of(run, result, run.frames, run.waiting_us)
         if self._lane is not None:
             self._lane.settle({each.picture.slot for each in results if each.picture is not None})
         self._answer_run(results)
         self._end_if_drained()
 
-    def _results_of(self, run: Run, result: RunResult) -> list[FrameResult]:
-        """For each frame one; what else the run gave goes out at once."""
+    def _results_of(
+        self, run: Run, result: RunResult, frames: Sequence[FrameIn], waiting_us: Sequence[int]
+    ) -> list[FrameResult]:
+        """For each of these frames of the run one; what else they gave goes out at once."""
         version = run.revision.version
+        pts = frames[0].pts if frames else run.pts
         results = []
-        for index, frame in enumerate(run.frames):
+        for index, frame in enumerate(frames):
             picture = result.pictures[index] if index < len(result.pictures) else None
             if picture is None:
                 message = self._dropped(frame.frame_id, frame.pts, pb.Dropped.REASON_NO_OUTPUT)
@@ -335,11 +338,12 @@ class Session:
             message.version = version
             message.graph_us = result.graph_us
             message.convert_us = result.convert_us
-            message.waiting_us = run.waiting_us[index]
+            message.waiting_us = waiting_us[index]
             results.append(message)
-        self.parameters.succeeded(run.revision, run.pts)
+        self.parameters.succeeded(run.revision, pts)
         if result.texts:
-            items = [pb.TextItem(pts=self._text_pts(run), node_id=node, text=text) for node, text in result.texts]
+            at = self._text_pts(run, pts)
+            items = [pb.TextItem(pts=at, node_id=node, text=text) for node, text in result.texts]
             self.outbox.put(pb.ProcessResponse(text=pb.TextBatch(items=items)))
         if result.sound is not None:
             block = pb.AudioBlock(pts=result.sound.pts, samples=result.sound.samples)
@@ -358,11 +362,11 @@ class Session:
         self._credits += len(results) + change
         self._answer(results, len(results) + change)
 
-    def _text_pts(self, run: Run) -> int:
+    def _text_pts(self, run: Run, pts: int) -> int:
         """A moment as pictures tell it, where there are some."""
         if run.frames or run.sound is None or not self.video.width:
-            return run.pts
-        return round(run.pts * run.sound.format.time_base / self.video.time_base)
+            return pts
+        return round(pts * run.sound.format.time_base / self.video.time_base)
 
     def fail(self, run: Run, error: GraphFailed) -> None:
         """``run`` raised ``error``: its frames have failed, the session goes on."""

@@ -90,8 +90,8 @@ class Keeper:
         colour = Colour(shape.matrix, shape.full_range)  # type: ignore[arg-type]  # one of ours
         return replace(settings, width=shape.width, height=shape.height, audio=shape.audio, colour=colour)
 
-    def before_picture(self, pts: int) -> None:
-        """Bytes of this picture are about to go out."""
+    def before_pictures(self, pts: int) -> None:
+        """Bytes of pictures up to this one are about to go out."""
         self._reached(pts)
 
     async def run(self) -> None:

@@ -57,10 +57,10 @@ class Output:
         fallback: Fallback | None = None,
         before_first: Callable[[], Awaitable[None]],
         on_first_segment: Callable[[], None] = lambda: None,
-        before_picture: Callable[[int], None] = lambda _: None,
+        before_pictures: Callable[[int], None] = lambda _: None,
         name: str = "",
     ) -> None:
-        """before_picture: called with the pts of each picture before any of its bytes goes out."""
+        """before_pictures: called with the last pts of some pictures before any of their bytes goes out."""
         self._publisher = publisher
         self._mailbox = mailbox
         self._sound = sound
@@ -70,7 +70,7 @@ class Output:
         self._has_audio = has_audio
         self._settings = settings
         self._on_first_segment = on_first_segment
-        self._before_picture = before_picture
+        self._before_pictures = before_pictures
         self._worker = Worker(f"encode {name}")
         self._encoder: Encoder | None = None
         self._segment: OutgoingSegment | None = None
@@ -120,8 +120,8 @@ class Output:
                 while left:
                     encoded = await self._worker.run(self._encode, left)
                     done, left = left[: len(encoded)], left[len(encoded) :]
-                    for (entry, _), chunks in zip(done, encoded, strict=True):
-                        self._before_picture(entry.pts)
+                    self._before_pictures(done[-1][0].pts)
+                    for chunks in encoded:
                         if await self._write(chunks):
                             self._ledger.published += 1
                 await self._write_sound(self._sound.release(shown[-1][0].pts))

@@ -232,7 +232,7 @@ class StreamSession:
             fallback=self._fallback,
             before_first=self._size_known,
             on_first_segment=lambda: self._events.trace("runner_send_first_processed_segment"),
-            before_picture=self._keeper.before_picture,
+            before_pictures=self._keeper.before_pictures,
             name=self.stream_id,
         )
         stack.push_async_callback(self._output.close)
