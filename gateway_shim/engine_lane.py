@@ -83,16 +83,20 @@ class EngineLane:
         self._loop = asyncio.get_running_loop()
         self._wanted = True
         try:
-            while self.room < self._reply_slots // 2:
+            while not self._is_worth_it:
                 self._changed.clear()
                 await self._changed.wait()
         finally:
             self._wanted = False
 
+    @property
+    def _is_worth_it(self) -> bool:
+        return self.room >= self._reply_slots // 2
+
     def _let_go(self, slot: int) -> None:
-        """On any thread."""
+        """On any thread. The loop is woken once, not for each slot on the way."""
         self._done.append(slot)
-        if self._wanted and self._loop is not None:
+        if self._wanted and self._loop is not None and self._is_worth_it:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._changed.set)
 
@@ -110,7 +114,8 @@ class EngineLane:
         slot = self._frames.pop(frame_id, 0)
         if slot:
             self._free.append(slot)
-            self._changed.set()
+            if self._wanted and self._is_worth_it:
+                self._changed.set()
 
     def picture(self, picture: Picture) -> NDArray[np.uint8]:
         """The planes in a reply slot, without a copy. The slot is released when nothing refers to them any more: the
