@@ -45,34 +45,50 @@ def lateness_ms(watched: Watched) -> float:
 async def together(
     appliance: Appliance, clip: Path, workflow: Mapping[str, Any], streams: int, frames: int
 ) -> tuple[list[Watched], dict[str, float]]:
-    """``streams`` at once, paced. What they used: CPU seconds for each second of media, memory of the shim."""
-    used: dict[str, float] = {}
-
-    def look() -> None:
-        # Half way: everybody is there, and nobody has ended.
-        used["memory"] = memory_bytes(appliance.shim_pid)
-
-    timer = asyncio.get_running_loop().call_later(frames / material.RATE / 2, look)
+    """``streams`` at once, paced. What they used: CPU seconds for each second of media."""
     before = cpu_s(appliance.shim_pid) + cpu_s(appliance.engine_pid)
     play = [
         appliance.play(clip, workflow, frames, marks=range(0), interval_s=1 / material.RATE) for _ in range(streams)
     ]
-    try:
-        watched = await asyncio.gather(*play)
-    finally:
-        timer.cancel()
+    watched = await asyncio.gather(*play)
     after = cpu_s(appliance.shim_pid) + cpu_s(appliance.engine_pid)
-    used["cpu"] = (after - before) / (frames / material.RATE)
-    return watched, used
+    return watched, {"cpu": (after - before) / (frames / material.RATE)}
+
+
+async def another(appliance: Appliance, clip: Path, size: str) -> dict[str, float]:
+    """``memory_stream_{size}_mb``: what the shim grows by when a stream begins beside one that runs, both paced and
+    with the budget that streams have by default. Nothing where they are not in real time: queues fill then, as they
+    do where two begin at once. Raises WrongOutput."""
+    workflow = crop(*material.SIZES[size])
+
+    def play(seconds: float) -> asyncio.Task[Watched]:
+        frames, interval_s = round(seconds * material.RATE), 1 / material.RATE
+        return asyncio.create_task(
+            appliance.play(clip, workflow, frames, marks=range(0), interval_s=interval_s), name="stream"
+        )
+
+    async with appliance.shim(budget_ms=400):
+        first = play(3 * SECONDS)
+        await asyncio.sleep(SECONDS)
+        before = memory_bytes(appliance.shim_pid)
+        second = play(1.5 * SECONDS)
+        await asyncio.sleep(SECONDS)
+        after = memory_bytes(appliance.shim_pid)
+        watched = await asyncio.gather(first, second)
+    for one, frames in zip(watched, (3 * SECONDS * material.RATE, round(1.5 * SECONDS * material.RATE)), strict=True):
+        check(one, frames, clip, processed=False)
+        one.path.unlink()
+    if max(map(lateness_ms, watched)) > LATE_MS:
+        return {}
+    return {f"memory_stream_{size}_mb": (after - before) / 1e6}
 
 
 async def many(appliance: Appliance, clip: Path, size: str) -> dict[str, float]:
-    """Keys ``scaling_{size}_{streams}_*``, and ``memory_stream_{size}_mb`` where two counts went in real time. Raises
-    WrongOutput where frames are wrong; that more streams than the machine can take are late is a figure."""
+    """Keys ``scaling_{size}_{streams}_*``. Raises WrongOutput where frames are wrong; that more streams than the
+    machine can take are late is a figure."""
     results: dict[str, float] = {}
     workflow = crop(*material.SIZES[size])
     frames = SECONDS * material.RATE
-    memory: dict[int, float] = {}
     async with appliance.shim(budget_ms=3000):
         for streams in STREAMS[size]:
             prefix = f"scaling_{size}_{streams}"
@@ -85,11 +101,6 @@ async def many(appliance: Appliance, clip: Path, size: str) -> dict[str, float]:
             results[f"{prefix}_cores"] = used["cpu"]
             results[f"{prefix}_late_ms"] = late
             results[f"{prefix}_real_time"] = float(late < LATE_MS and processed == frames)
-            if results[f"{prefix}_real_time"]:  # a stream that is late fills its queues
-                memory[streams] = used["memory"]
-    if len(memory) > 1:
-        first, last = min(memory), max(memory)
-        results[f"memory_stream_{size}_mb"] = (memory[last] - memory[first]) / (last - first) / 1e6
     return results
 
 
@@ -142,6 +153,7 @@ async def run(appliance: Appliance, clips: Mapping[str, Path]) -> dict[str, floa
     results: dict[str, float] = {}
     for size in STREAMS:
         results |= await many(appliance, clips[size], size)
+        results |= await another(appliance, clips[size], size)
     results |= await ladder(appliance)
     return results | await steady(appliance, clips["1080p"])
 
