@@ -75,6 +75,7 @@ class Intake:
         self._fitter: Fitter | None = None
         self.max_framerate: int | None = None
         self._due_pts: int | None = None  # of the next frame that the cap lets through
+        self.moved = 0  # ticks that are added to the stamps of what is handed on
         self.skipped_by_rate = 0
         self.rate = Rate()
         self.last_input_at: float | None = None  # loop time of the last bytes
@@ -96,7 +97,7 @@ class Intake:
         if seq is None or self._resumed is not None:
             return before
         source, offset = self.decoder.position
-        return replace(before, source=source, offset=offset, input_seq=seq)
+        return replace(before, source=source, offset=offset + self.moved, input_seq=seq)
 
     def _resume(self, seq: int) -> None:
         """Before the first byte: a segment of which the earlier shim read a part begins before where that was, any

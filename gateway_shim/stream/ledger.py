@@ -23,7 +23,7 @@ class Ledger:
     def __init__(self) -> None:
         self.received = 0
         self.in_flight = 0
-        self.repeated = 0  # pictures published a second time in place of a late or failed one
+        self.repeated = 0  # pictures published a second time in place of a late or failed one, or while none came
         self.published = 0
         self._outcomes: Counter[Outcome] = Counter()
         self._reasons: Counter[str] = Counter()

@@ -7,6 +7,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+import av
+
 from ..media.decode import Sound
 from ..media.encode import Chunk, Encoder
 from ..media.settings import EncoderSettings
@@ -38,6 +40,10 @@ MAX_LEAD_S = 0.05
 #: How often sound without a picture is looked for.
 AUDIO_TICK_S = 0.1
 
+#: Distance of the pictures that stand in while the input has none. The encoder's rate control takes more than half a
+#: second for a pause and keeps its frame rate (`media.bit_rate`); a segment has four of them, of some hundred bytes.
+STILL_EVERY_S = 0.6
+
 #: How long a finished segment may take to arrive while the next one is already open.
 SEGMENT_CLOSE_S = 5.0
 
@@ -58,9 +64,14 @@ class Output:
         before_first: Callable[[], Awaitable[None]],
         on_first_segment: Callable[[], None] = lambda: None,
         before_pictures: Callable[[int], None] = lambda _: None,
+        missing: Callable[[float], int | None] = lambda _: None,
         name: str = "",
     ) -> None:
-        """before_pictures: called with the last pts of some pictures before any of their bytes goes out."""
+        """before_pictures: called with the last pts of some pictures before any of their bytes goes out.
+
+        missing: pts of a picture that the input does not have and that is overdue at a loop time; the last one goes
+        out again in its place.
+        """
         self._publisher = publisher
         self._mailbox = mailbox
         self._sound = sound
@@ -71,6 +82,8 @@ class Output:
         self._settings = settings
         self._on_first_segment = on_first_segment
         self._before_pictures = before_pictures
+        self._missing = missing
+        self._last: av.VideoFrame | None = None  # the latest picture that went out
         self._worker = Worker(f"encode {name}")
         self._encoder: Encoder | None = None
         self._segment: OutgoingSegment | None = None
@@ -92,10 +105,12 @@ class Output:
         """Raises ChannelClosed when the orchestrator ended the output channel."""
         async with asyncio.TaskGroup() as both:
             sound = both.create_task(self._release_overdue(), name="overdue sound")
+            stills = both.create_task(self._repeat_last(), name="stills")
             while (entry := await self._mailbox.pop()) is not None:
                 await self._show([entry, *self._mailbox.settled(PICTURES_PER_HOP - 1)])
             await self._finish()
             sound.cancel()
+            stills.cancel()
 
     async def _show(self, entries: Sequence[Entry]) -> None:
         """Pictures that go out now, one behind another."""
@@ -125,6 +140,7 @@ class Output:
                         if await self._write(chunks):
                             self._ledger.published += 1
                 await self._write_sound(self._sound.release(shown[-1][0].pts))
+        self._last = shown[-1][1].frame
         self.last_output_at = loop.time()
         self._learn_lead(self.last_output_at - now)
         for entry, _ in shown:
@@ -153,6 +169,27 @@ class Output:
             await asyncio.sleep(AUDIO_TICK_S)
             async with self._writing:
                 await self._write_sound(self._sound.overdue(loop.time()))
+
+    async def _repeat_last(self) -> None:
+        """The last picture again while the input has none: segments end only where a picture begins another."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(STILL_EVERY_S)
+            encoder, last = self._encoder, self._last
+            if self._publisher is None or encoder is None or last is None:
+                continue
+            # What waits for the encoder or for the channel is on its way; nothing is missing.
+            if len(self._mailbox) or self._writing.locked() or (pts := self._missing(loop.time())) is None:
+                continue
+            async with self._writing:
+                chunks = await self._worker.run(encoder.video, last, pts)
+                self._before_pictures(pts)
+                if await self._write(chunks):
+                    self._ledger.published += 1
+                    self._ledger.repeated += 1
+                await self._write_sound(self._sound.release(pts))
+            self.last_output_at = loop.time()
+            self.rate.tick()
 
     # ---- on the encoder thread
 
@@ -256,5 +293,6 @@ class Output:
             task.cancel()
         await self._worker.close()
         self.fallback.forget()
+        self._last = None
         if self._encoder is not None:
             self._encoder.close()

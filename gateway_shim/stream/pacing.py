@@ -41,6 +41,11 @@ class Pacer:
         self._delays: deque[tuple[float, float]] = deque()
         self._last_delay: float | None = None
 
+    @property
+    def delay_s(self) -> float | None:
+        """The largest delay; None before the first frame."""
+        return self._delays[0][1] if self._delays else None
+
     def due(self, pts: int, arrived_at: float) -> float:
         """Moment (seconds, the clock of ``arrived_at``) at which a picture for ``pts`` must go out."""
         delay = arrived_at - pts / TICKS

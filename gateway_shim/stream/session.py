@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from proto import engine_pb2 as pb
@@ -42,6 +42,7 @@ from .mailbox import Entry, Mailbox
 from .output import Output
 from .pacing import Pacer
 from .parameters import UpdateResult
+from .pause import Pause
 from .report import Report
 from .schema import schema_of
 from .state import StreamState
@@ -116,6 +117,7 @@ class StreamSession:
         self._mailbox = Mailbox(MAX_WAITING_FRAMES)
         budget_s = request.latency_budget_ms / 1000 if request.latency_budget_ms else settings.latency_budget_s
         self._pacer = Pacer(budget_s)
+        self._pause = Pause(self._pacer)
         self._sound = EngineSound(AudioGate())
         self._publisher: Publisher | None = None
         self._intake: Intake | None = None
@@ -233,6 +235,7 @@ class StreamSession:
             before_first=self._size_known,
             on_first_segment=lambda: self._events.trace("runner_send_first_processed_segment"),
             before_pictures=self._keeper.before_pictures,
+            missing=self._pause.missing,
             name=self.stream_id,
         )
         stack.push_async_callback(self._output.close)
@@ -342,7 +345,11 @@ class StreamSession:
     async def _on_picture(self, decoded: Decoded) -> None:
         now = self._loop.time()
         self._ledger.receive()
-        pts = decoded.pts
+        pts = self._pause.picture(decoded.pts, now)
+        if pts is None:
+            self._ledger.settle(Outcome.DROPPED, "after_pause")
+            return
+        self._moved()
         if self._last_pts is not None and pts <= self._last_pts:
             self._ledger.settle(Outcome.DROPPED, "not_increasing")
             return
@@ -365,7 +372,14 @@ class StreamSession:
 
     def _on_sound(self, sound: Sound) -> None:
         # Sound may wait as long as its picture could; twice the budget covers a picture that was late itself.
-        self._sound.put(sound, self._loop.time() + 2 * self._pacer.budget_s + 1.0)
+        now = self._loop.time()
+        pts = self._pause.sound(sound.pts, now)
+        self._moved()
+        self._sound.put(sound if pts == sound.pts else replace(sound, pts=pts), now + 2 * self._pacer.budget_s + 1.0)
+
+    def _moved(self) -> None:
+        if self._intake is not None:
+            self._intake.moved = self._pause.offset
 
     def _on_text(self, item: pb.TextItem) -> None:
         if self._data is not None:

@@ -116,11 +116,12 @@ async def play(
     segment_s: float = 1.0,
     sound_after_s: float = 0.0,
     burst: bool = False,
+    later_s: Callable[[float], float] = lambda at: 0.0,
 ) -> Played:
     """Publish in real time. cuts: seconds at which another muxer begins, whatever the length of the segment.
 
     sound_after_s: how much later than its picture sound stands in the stream. burst: each segment in one piece, when
-    its last frame is there.
+    its last frame is there. later_s: by how much what belongs to a second of the source leaves later.
     """
     played = Played()
     segment: OutgoingSegment | None = None
@@ -149,6 +150,7 @@ async def play(
         last_dts: dict[bool, int] = {}
         for item in items:
             arrival_s = (item.dts - ORIGIN) / TICKS + (0 if item.video else sound_after_s)
+            arrival_s += later_s((item.pts - ORIGIN) / TICKS)
             if not burst:
                 await asyncio.sleep(max(0.0, began + arrival_s - time.monotonic()))
                 played.late_s = max(played.late_s, time.monotonic() - began - arrival_s)

@@ -1,6 +1,7 @@
 """Honest time, from a publisher to a viewer: output pts are input pts, sound stays with its picture to 40 ms, no
 sample is lost or doubled, and nothing freezes, whatever the clocks of the source do."""
 
+import asyncio
 import itertools
 import json
 import time
@@ -14,8 +15,11 @@ import pytest
 from engine.backend import FrameIn, PictureOut, RunResult
 from engine.graph.workflow import Prompt
 from gateway_shim.localnet.probe import Arrivals
+from gateway_shim.stream import pause
+from gateway_shim.stream.output import STILL_EVERY_S
+from gateway_shim.trickle.subscriber import Subscriber
 from tests.fakes.engine_backend import StubBackend, StubGraph, workflow
-from tests.fakes.network import network
+from tests.fakes.network import LiveStream, Network, network
 from tests.fakes.timed import TICKS, Heard, Move, Played, heard, play, steady, write_timed
 
 MAX_OFFSET_MS = 40
@@ -47,6 +51,7 @@ class Result:
     frames: dict[str, int]
     lost_samples: int  # that gate and encoder admit to
     timing: dict[str, float]  # as the status has it
+    longest_segment_s: float  # until the gateway had read it, from the end of the one before
 
     def in_sync(self, sounds: int) -> None:
         """The sound of at least so many packets of 20 ms is with its picture."""
@@ -80,6 +85,10 @@ class Result:
     def numbers(self) -> list[int]:
         return [number for _, number in self.heard.pictures]
 
+    def pts_of(self, number: int) -> int:
+        """When a picture was shown first."""
+        return next(pts for pts, each in self.heard.pictures if each == number)
+
 
 async def run(
     tmp_path: Path,
@@ -91,6 +100,7 @@ async def run(
     cuts: Sequence[float] = (),
     sound_after_s: float = 0.0,
     burst: bool = False,
+    later_s: Callable[[float], float] = lambda at: 0.0,
 ) -> Result:
     """Play a source through the whole shim. graph_s: time of a graph that gives pictures back as they came; None for
     the engine's own pass-through."""
@@ -103,8 +113,15 @@ async def run(
         params = {"prompts": json.loads(workflow())}
     async with network(tmp_path, backend=backend) as net:
         stream = await net.start(params=params)
+        gateway = asyncio.create_task(longest_segment(net, stream))
         played = await play(
-            await stream.publisher(), path, move=move, cuts=cuts, sound_after_s=sound_after_s, burst=burst
+            await stream.publisher(),
+            path,
+            move=move,
+            cuts=cuts,
+            sound_after_s=sound_after_s,
+            burst=burst,
+            later_s=later_s,
         )
         session = net.shim.streams.active["cam"]
         await stream.end_input()
@@ -113,7 +130,22 @@ async def run(
         assert encoder is not None
         lost = encoder.counters.dropped_samples + encoder.counters.dropped_sounds * 1024
         frames = (await stream.event("stream_stopped"))["frames"]
-    return Result(heard(received.path, times), played, received.arrivals, frames, lost, session.status()["timing"])
+        longest_s = await gateway
+    timing = session.status()["timing"]
+    return Result(heard(received.path, times), played, received.arrivals, frames, lost, timing, longest_s)
+
+
+async def longest_segment(net: Network, stream: LiveStream) -> float:
+    """What the gateway's watchdog looks at: seconds from asking for a segment to having read it whole (1.8)."""
+    longest_s = 0.0
+    async with Subscriber(net.http, stream.urls["publish_url"]) as subscriber:
+        asked_at = None
+        async for segment in subscriber:
+            await segment.read(1 << 24)
+            now = time.monotonic()
+            longest_s = max(longest_s, now - (asked_at or now))
+            asked_at = now
+    return longest_s
 
 
 @pytest.mark.parametrize(
@@ -278,3 +310,71 @@ async def test_sound_far_behind_its_picture_in_the_stream(tmp_path: Path) -> Non
     result.whole()
     result.in_sync(140)
     result.flows()
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Pictures are missed sooner; what the output may be silent for then, and a segment be open for."""
+    monkeypatch.setattr(pause, "QUIET_S", 1.0)
+    return 1.0 + 0.4 + STILL_EVERY_S
+
+
+@pytest.mark.parametrize("graph_s", [0.01, None], ids=["graph", "pass-through"])
+async def test_pictures_that_stay_away_while_sound_goes_on(
+    tmp_path: Path, short_pauses: float, graph_s: float | None
+) -> None:
+    times = steady(30, 8)
+    result = await run(
+        tmp_path, times, graph_s=graph_s, move=lambda at, is_video: None if is_video and 2 <= at < 6 else 0
+    )
+    assert [number for number in range(len(times)) if number not in result.numbers()] == list(range(60, 180))
+    assert result.pts_of(180) - result.pts_of(59) == 121 * FRAME, "input pts are kept"
+    stills = result.numbers().count(59) - 1
+    assert 3 <= stills <= 5
+    assert result.frames["repeated"] >= stills
+    result.whole()
+    result.in_sync(160)
+    result.flows(short_pauses)
+    assert result.longest_segment_s < 2.0 + short_pauses + MAX_SILENCE_S
+
+
+@pytest.mark.parametrize("clock", ["goes on", "stands still"])
+async def test_input_that_pauses(tmp_path: Path, short_pauses: float, clock: str) -> None:
+    times = steady(30, 5)
+    pause_s = 5.0
+
+    def gone(at: float) -> float:
+        return pause_s if at >= 2 else 0.0
+
+    result = await run(
+        tmp_path,
+        times,
+        graph_s=0.01,
+        later_s=gone,
+        move=lambda at, _: round(gone(at) * TICKS) if clock == "goes on" else 0,
+        cuts=[2.0],
+    )
+    missing = [number for number in range(len(times)) if number not in result.numbers()]
+    if clock == "goes on":
+        assert missing == []
+        assert result.pts_of(60) - result.pts_of(59) == FRAME + pause_s * TICKS, "input pts are kept"
+    else:
+        # Only after a moment it is plain that they do not catch up.
+        assert missing == list(range(60, 60 + len(missing)))
+        assert len(missing) < 20
+        assert result.pts_of(149) - result.pts_of(59) < (3 + pause_s + MAX_SILENCE_S) * TICKS
+    assert result.numbers().count(59) > 4
+    result.in_sync(120)
+    result.flows(short_pauses)
+    assert result.longest_segment_s < 2.0 + short_pauses + MAX_SILENCE_S
+
+
+async def test_input_that_comes_late_all_at_once_is_no_other_clock(tmp_path: Path, short_pauses: float) -> None:
+    """A line that stalls for longer than pictures are waited for: what they show is over, the stamps stay."""
+    times = steady(30, 9)
+    result = await run(tmp_path, times, graph_s=0.01, later_s=lambda at: max(0.0, 6 - at) if at >= 2 else 0.0)
+    assert result.pts_of(269) - result.pts_of(59) == 210 * FRAME, "input pts are kept"
+    result.whole()
+    result.in_sync(120)
+    result.flows(short_pauses)
+    assert result.longest_segment_s < 2.0 + short_pauses + MAX_SILENCE_S
