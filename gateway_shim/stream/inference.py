@@ -26,28 +26,19 @@ from .engine_sound import FORMAT, EngineSound
 from .estimate import Estimate
 from .events import Events
 from .ledger import Outcome, Rate
+from .loading import Loading
 from .mailbox import Entry, Mailbox
 from .pacing import TICKS
 from .parameters import Parameters
+from .vain_deaths import VAIN_DEATHS, VainDeaths
 
 logger = logging.getLogger(__name__)
 
 #: How long an update waits for a session that is being opened before the caller is told to come back.
 UPDATE_WAIT_S = 3.0
 
-#: At least this long between two progress events of one stage: nodes may report every step.
-PROGRESS_EVERY_S = 0.25
-
 REOPEN_FIRST_S = 0.1
 REOPEN_MAX_S = 2.0
-
-#: An engine that dies so often in a row of one session, before that has given pictures for `FRUITFUL_S`, dies of its
-#: workflow. After two what was good before is taken back; if nothing was, from the third on the next tries come
-#: ever later: other streams want the engine too, and each try costs it a start.
-VAIN_DEATHS = 2
-FRUITFUL_S = 2.0
-VAIN_FIRST_S = 2.0
-VAIN_MAX_S = 30.0
 
 #: Silence of an engine that has frames after which its client looks whether it answers at all; and how often that is
 #: looked at. With `SUSPECT_TIMEOUT_S` a hang is noticed within five seconds, where keepalive takes nine.
@@ -89,7 +80,7 @@ class Inference:
         self._events = events
         self.budget_s = budget_s  # may change at any time
         self._on_text = on_text
-        self._stage: pb.Progress | None = None  # of the session that is being opened, or of an update
+        self._loading = Loading(events)
         self._sound = sound
         self.picture_size: tuple[int, int] | None = None  # of the graph's pictures, when the engine has said it
         self.gives_pictures = True
@@ -107,12 +98,8 @@ class Inference:
         self.estimate = Estimate()
         self._answered = asyncio.Event()  # frames came back
         self._opened_budget_s = budget_s  # what the engine's session counts ages against
-        self._progress_at: dict[str, float] = {}  # loop time by stage
         self._heard_at = 0.0  # loop time of the session's last message
-        self._vain_deaths = 0  # sessions in a row that ended with their engine, without a picture
-        self._vain_pid = 0
-        self._first_picture_at: float | None = None  # of this session, loop time
-        self._fruitful = False  # it gave pictures for a while
+        self._vain_deaths = VainDeaths()
         self.last_death: Death | None = None  # why the engine ended before the session was opened again
         self.parameters = Parameters(
             engines,
@@ -150,12 +137,7 @@ class Inference:
             return Notice("The graph gives no picture")
         if pick(self._engines) is None:
             return Notice("The engine is being restarted" if self._attempts else "The engine is starting")
-        stage = self._stage
-        if stage is None:
-            return Notice("The workflow is loading")
-        progress = stage.done / stage.total if stage.total else None
-        words = {pb.Progress.STAGE_WARMING: "warming up"}.get(stage.stage, "loading")
-        return Notice(f"The workflow is {words}", progress)
+        return self._loading.notice()
 
     def set_format(self, width: int, height: int, colour: pb.Colour) -> None:
         """Say what the frames look like; the session opens with the first picture."""
@@ -187,7 +169,7 @@ class Inference:
             engine = pick(self._engines, self._stream_id, failed) or await first_ready(self._engines, self._stream_id)
             failed.add(engine)
             attempts, pid = self._attempts, engine.info.pid if engine.info is not None else 0
-            self._fruitful, self._first_picture_at = False, None
+            self._vain_deaths.begin()
             try:
                 await self._run_session(engine)
             except (WorkflowRefused, InvalidRequest) as exc:
@@ -213,23 +195,20 @@ class Inference:
 
     async def _died_of_it(self, engine: EngineClient, pid: int) -> bool:
         """Whether the stream's own workflow seems to kill the engine (process ``pid``); then what helps is done."""
-        if self._fruitful:
-            self._vain_deaths = 0
-        elif pid != self._vain_pid:  # until its death is noticed, one process refuses several tries
-            self._vain_pid = pid
-            self._vain_deaths += 1
-        if self._vain_deaths < VAIN_DEATHS:
+        self._vain_deaths.died(pid)
+        deaths = self._vain_deaths.in_a_row
+        if deaths < VAIN_DEATHS:
             return False
         if self.parameters.back_to_good():
-            self._vain_deaths = 0
+            self._vain_deaths.forgive()
             self._failed("update_reverted", "the engine died twice of the last update; what worked before holds")
             return True
-        if self._vain_deaths == VAIN_DEATHS:
+        if deaths == VAIN_DEATHS:
             return False
-        pause_s = min(VAIN_FIRST_S * 2 ** (self._vain_deaths - VAIN_DEATHS - 1), VAIN_MAX_S)
+        pause_s = self._vain_deaths.pause_s
         death = engine.death
         why = f" ({death.reason})" if death is not None else ""
-        text = f"the engine died {self._vain_deaths} times of this workflow{why}; next try in {pause_s:.0f} s"
+        text = f"the engine died {deaths} times of this workflow{why}; next try in {pause_s:.0f} s"
         self._failed("workflow_kills_engine", text)
         self.parameters.refused = WorkflowRefused(text)
         self._decided.set()
@@ -237,7 +216,7 @@ class Inference:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self.parameters.replaced.wait()
-                self._vain_deaths = 0
+                self._vain_deaths.forgive()
         return True
 
     async def _pause(self, failed: set[EngineClient], pause_s: float) -> float:
@@ -283,7 +262,7 @@ class Inference:
             latency_budget_ms=round(self._opened_budget_s * 1000),
         )
         # Frames wait for a session that opens at once; a graph that loads for long must not hold them up.
-        self._stage = None
+        self._loading.begin()
         patience = loop.call_later(self.budget_s, self._mailbox.refuse, "loading")
         try:
             async with engine.open(request, self._on_progress, stream_id=self._stream_id) as session:
@@ -358,22 +337,7 @@ class Inference:
 
     def _on_progress(self, progress: pb.Progress) -> None:
         self.parameters.heard()
-        self._stage = progress
-        stage = pb.Progress.Stage.Name(progress.stage).removeprefix("STAGE_").lower()
-        now = asyncio.get_running_loop().time()
-        if now - self._progress_at.get(stage, -PROGRESS_EVERY_S) < PROGRESS_EVERY_S:
-            return
-        self._progress_at[stage] = now
-        self._events.send(
-            "progress",
-            {
-                "stage": stage,
-                "node_id": progress.node_id,
-                "done": progress.done,
-                "total": progress.total,
-                "message": progress.message,
-            },
-        )
+        self._loading.heard(progress)
 
     # ---- frames out and in
 
@@ -475,10 +439,7 @@ class Inference:
         self.rate.tick()
 
     def _worked(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._first_picture_at is None:
-            self._first_picture_at = now
-        self._fruitful = now - self._first_picture_at >= FRUITFUL_S
+        self._vain_deaths.worked(asyncio.get_running_loop().time())
 
     # ---- parameters
 
