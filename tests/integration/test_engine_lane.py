@@ -10,7 +10,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import av
@@ -67,6 +67,22 @@ async def test_pictures_come_back_in_slots(tmp_path: Path, lane: EngineLane) -> 
             await process.to_end()
 
 
+async def pictures(
+    responses: AsyncIterator[pb.ProcessResponse | Results], count: int
+) -> AsyncIterator[tuple[int, int, av.VideoFrame]]:
+    """The next ones with their frame's id and the slot they came in; what is yielded alone holds that."""
+    while count:
+        response = await anext(responses)
+        for result in response.results if isinstance(response, Results) else ():
+            picture = result.picture
+            assert picture is not None
+            assert not isinstance(picture.planes, tuple)
+            shown = frame_of(picture.planes, picture.width, picture.height)
+            picture.planes = b""
+            count -= 1
+            yield result.frame_id, picture.slot, shown
+
+
 async def test_many_pictures_through_the_shim_s_own_client(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     for share in (True, False):
@@ -75,25 +91,15 @@ async def test_many_pictures_through_the_shim_s_own_client(tmp_path: Path) -> No
             async with client.open(pb.OpenSession(video=VIDEO, max_batch=4)) as session:
                 assert session.lane == ("shared_memory" if share else "bytes")
                 responses = session.responses()
-                last = None
                 for number in range(0, 400, 4):
                     sent = [frame_of(frame((number + k) % 251), WIDTH, HEIGHT) for k in range(4)]
                     frames = [Frame(number + k, number + k) for k in range(4)]
                     await session.send(
                         [session.load(one, rows_of(each)) for one, each in zip(frames, sent, strict=True)]
                     )
-                    answered = 0
-                    while answered < 4:
-                        response = await anext(responses)
-                        for result in response.results if isinstance(response, Results) else ():
-                            picture = result.picture
-                            assert picture is not None
-                            assert bool(picture.slot) == share
-                            assert not isinstance(picture.planes, tuple)
-                            last = frame_of(picture.planes, picture.width, picture.height)
-                            assert planes_of(last) == frame(result.frame_id % 251)
-                            picture.planes = b""
-                            answered += 1
+                    async for frame_id, slot, last in pictures(responses, 4):
+                        assert bool(slot) == share
+                        assert planes_of(last) == frame(frame_id % 251)
 
 
 @pytest.mark.parametrize(
@@ -244,17 +250,9 @@ async def test_a_picture_stays_as_it_is_for_as_long_as_it_is_shown(tmp_path: Pat
                     for number in range(first, first + 4)
                 ]
                 await session.send(frames)
-                answered = 0
-                while answered < 4:
-                    response = await anext(responses)
-                    for result in response.results if isinstance(response, Results) else ():
-                        picture = result.picture
-                        assert picture is not None
-                        assert not isinstance(picture.planes, tuple)
-                        slots.add(picture.slot)
-                        shown[result.frame_id] = frame_of(picture.planes, WIDTH, HEIGHT)
-                        picture.planes = b""
-                        answered += 1
+                async for frame_id, slot, picture in pictures(responses, 4):
+                    slots.add(slot)
+                    shown[frame_id] = picture
                 # Some are held long, most not; now and then more than there are slots.
                 most = 30 if first // 100 % 3 == 0 else 6
                 while len(shown) > most:
