@@ -244,14 +244,14 @@ class Engine:
         if self.sessions.get(session.session_id) is session:
             del self.sessions[session.session_id]
         session.close(error)
-        counters = session.counters
+        books = session.books
         logger.info(
             "session closed: %d frames received, %d processed, %d failed, %d late, %d dropped otherwise",
-            counters.received,
-            counters.processed,
-            counters.failed,
-            counters.dropped_late,
-            counters.dropped_other,
+            books.received,
+            books.processed,
+            books.failed,
+            books.dropped_late,
+            books.dropped_other,
         )
 
     def get(self, session_id: str) -> Session:

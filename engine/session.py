@@ -1,4 +1,4 @@
-"""One session: its frames, credits and counters.
+"""One session: its frames, credits and answers.
 
 Everything lives on the event loop; what runs on the executor thread gets a ``Run`` that is complete in itself. For
 every frame that arrives exactly one result leaves, and at every moment
@@ -13,7 +13,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from proto import engine_pb2 as pb
@@ -21,6 +20,7 @@ from proto.frames import Frame, FrameResult, Picture, Results
 
 from .audio import SoundFeed
 from .backend import FrameIn, GraphFailed, PictureOut, RunResult
+from .books import Books
 from .ends import opened_message, same_ends
 from .errors import EngineError, NoSuchSession
 from .lane import Lane
@@ -47,17 +47,6 @@ VISIT_S: Final = 0.016
 MAX_BATCH: Final = 16
 
 
-@dataclass(slots=True)
-class Counters:
-    """Frames since the session was opened."""
-
-    received: int = 0
-    processed: int = 0
-    failed: int = 0
-    dropped_late: int = 0
-    dropped_other: int = 0
-
-
 class Session:
     """See the module."""
 
@@ -79,8 +68,7 @@ class Session:
         self.video = video
         self.parameters = parameters
         self.outbox = outbox
-        self.counters = Counters()
-        self.last_fault: pb.Fault | None = None
+        self.books = Books()
         self.opened_at_ms = int(time.time() * 1000)
         self.end_error: EngineError | None = None
         self._budget_ms = latency_budget_ms
@@ -118,23 +106,23 @@ class Session:
     def accept(self, frames: Sequence[Frame]) -> None:
         """Take frames in; those that cannot run are answered at once."""
         if self._closed:  # the call ends, and these were on their way
-            self.counters.received += len(frames)
-            self.counters.dropped_other += len(frames)
+            self.books.received += len(frames)
+            self.books.dropped_other += len(frames)
             return
         refused: list[FrameResult] = []
         credits = 0
         arrived = self._clock()
         for message in frames:
-            self.counters.received += 1
+            self.books.received += 1
             frame_id, pts = message.frame_id, message.pts
             if self._credits == 0:
                 # The credit would be given back to somebody who never had it: none is.
-                refused.append(self._dropped(frame_id, pts, pb.Dropped.REASON_NO_CREDIT))
+                refused.append(self.books.dropped(frame_id, pts, pb.Dropped.REASON_NO_CREDIT))
                 continue
             self._credits -= 1
             problem = self._problem(frame_id, len(message.planes), message.slot)
             if problem is not None:
-                self.counters.failed += 1
+                self.books.failed += 1
                 refused.append(FrameResult(frame_id, pts, failed=problem))
                 self._credits += 1
                 credits += 1
@@ -271,7 +259,7 @@ class Session:
         late: list[FrameResult] = []
         for waiting in [waiting for waiting in self._waiting if over_at > self._due(waiting)]:
             self._waiting.remove(waiting)
-            late.append(self._dropped(waiting.frame.frame_id, waiting.frame.pts, pb.Dropped.REASON_LATE))
+            late.append(self.books.dropped(waiting.frame.frame_id, waiting.frame.pts, pb.Dropped.REASON_LATE))
             late[-1].waiting_us = int((now - waiting.arrived) * 1e6)
         if late:
             self._credits += len(late)
@@ -293,7 +281,7 @@ class Session:
     def _answer_without_picture(self) -> None:
         """The graph runs on sound alone: frames need not wait for it."""
         results = [
-            self._dropped(waiting.frame.frame_id, waiting.frame.pts, pb.Dropped.REASON_NO_OUTPUT)
+            self.books.dropped(waiting.frame.frame_id, waiting.frame.pts, pb.Dropped.REASON_NO_OUTPUT)
             for waiting in self._waiting
         ]
         self._waiting.clear()
@@ -331,9 +319,9 @@ class Session:
         for index, frame in enumerate(frames):
             picture = result.pictures[index] if index < len(result.pictures) else None
             if picture is None:
-                message = self._dropped(frame.frame_id, frame.pts, pb.Dropped.REASON_NO_OUTPUT)
+                message = self.books.dropped(frame.frame_id, frame.pts, pb.Dropped.REASON_NO_OUTPUT)
             else:
-                self.counters.processed += 1
+                self.books.processed += 1
                 message = FrameResult(frame.frame_id, frame.pts, picture=_shown(picture))
             message.version = version
             message.graph_us = result.graph_us
@@ -383,7 +371,7 @@ class Session:
         if run.taken:  # the first failed; the others did not run
             failed = run.frames[:1]
             self._waiting.extendleft(reversed(run.taken[1:]))
-        self.counters.failed += len(failed)
+        self.books.failed += len(failed)
         if not self._failing:  # one line for any number of frames in a row
             logger.warning("the graph fails: node %s (%s): %s", error.node_id, error.class_type, error.message)
         self._failing = True
@@ -413,7 +401,7 @@ class Session:
             left = [*self._running.frames, *left]
         self._waiting.clear()
         self._running = None
-        self._answer([self._dropped(frame.frame_id, frame.pts, pb.Dropped.REASON_CLOSED) for frame in left], 0)
+        self._answer([self.books.dropped(frame.frame_id, frame.pts, pb.Dropped.REASON_CLOSED) for frame in left], 0)
         self.outbox.close()
         if self._lane is not None:
             self._lane.close()
@@ -430,18 +418,11 @@ class Session:
     # ---- answers
 
     def state(self) -> pb.SessionState:
-        counters = self.counters
-        return pb.SessionState(
+        return self.books.state(
             session_id=self.session_id,
             version=self.parameters.current.version,
             opened_at_ms=self.opened_at_ms,
-            frames_received=counters.received,
-            frames_processed=counters.processed,
-            frames_failed=counters.failed,
-            frames_dropped_late=counters.dropped_late,
-            frames_dropped_other=counters.dropped_other,
             frames_in_flight=self.in_flight,
-            last_fault=self.last_fault,
             graph_ms_mean=self._runs.mean_ms,
         )
 
@@ -452,13 +433,6 @@ class Session:
         if results:
             self.outbox.put(Results(results, credits))
 
-    def _dropped(self, frame_id: int, pts: int, reason: pb.Dropped.Reason) -> FrameResult:
-        if reason == pb.Dropped.REASON_LATE:
-            self.counters.dropped_late += 1
-        else:
-            self.counters.dropped_other += 1
-        return FrameResult(frame_id, pts, dropped=pb.Dropped(reason=reason))
-
     def _fault(
         self,
         code: str,
@@ -468,15 +442,12 @@ class Session:
         exception: str = "",
         version: int | None = None,
     ) -> pb.Fault:
-        self.last_fault = pb.Fault(
-            code=code,
-            message=message,
-            node_id=node_id,
-            class_type=class_type,
-            exception=exception,
-            version=self.parameters.current.version if version is None else version,
+        at = self.parameters.current.version if version is None else version
+        return self.books.fault(
+            pb.Fault(
+                code=code, message=message, node_id=node_id, class_type=class_type, exception=exception, version=at
+            )
         )
-        return self.last_fault
 
 
 def _shown(picture: PictureOut) -> Picture:

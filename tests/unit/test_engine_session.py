@@ -180,7 +180,7 @@ def test_budget_counts_age_and_waiting() -> None:
     run = session.take()
     assert run is not None
     assert [frame.frame_id for frame in run.frames] == [2]
-    assert session.counters.dropped_late == 1
+    assert session.books.dropped_late == 1
 
 
 def test_frames_that_the_quickest_run_would_finish_too_late_are_given_up() -> None:
@@ -200,10 +200,10 @@ def test_frames_that_the_quickest_run_would_finish_too_late_are_given_up() -> No
     assert run is not None
     session.finish(run, RunResult([PictureOut(PLANES, 4, 2)], graph_us=45_000))
     assert session.due_at() == now + 0.04
-    assert (session.counters.dropped_late, session.counters.processed) == (1, 3)
+    assert (session.books.dropped_late, session.books.processed) == (1, 3)
     now += 0.001
     assert session.due_at() is None
-    assert session.counters.dropped_late == 2
+    assert session.books.dropped_late == 2
     # The device may be quicker now: after a second a frame tries it.
     now += 1.0
     session.accept([pb.Frame(frame_id=9, planes=PLANES, age_ms=90)])
@@ -219,7 +219,7 @@ def test_frames_that_come_after_the_end_are_counted_and_run_nowhere() -> None:
     session.accept([Frame(frame_id=1, planes=PLANES)])
     assert session.take() is None
     assert not session.has_waiting()
-    assert (session.counters.received, session.counters.dropped_other, session.in_flight) == (1, 1, 0)
+    assert (session.books.received, session.books.dropped_other, session.in_flight) == (1, 1, 0)
 
 
 def test_a_run_that_outlives_its_session_is_not_taken_again() -> None:
@@ -313,7 +313,7 @@ def test_a_quick_graph_runs_what_waits_in_one_visit_frame_by_frame() -> None:
     session, outbox, visits = visited(graph, 10)
     assert visits == [[0], list(range(1, 9)), [9, 10]]
     assert graph.ran == [[number] for number in range(11)], "each frame is a run of its own"
-    assert session.counters.processed == 11
+    assert session.books.processed == 11
     answers = [response for response in outbox._waiting if isinstance(response, Results)]
     assert [len(answer.results) for answer in answers] == [1, 8, 2], "one message for a visit"
 
@@ -327,7 +327,7 @@ def test_a_frame_that_fails_in_a_visit_takes_no_other_with_it() -> None:
     graph = Slow(500, bad={3})
     session, _, visits = visited(graph, 5)
     assert visits[1] == [1, 2, 3, 4, 5]
-    assert session.counters.processed == 5
-    assert session.counters.failed == 1
+    assert session.books.processed == 5
+    assert session.books.failed == 1
     answered = [number for frames in graph.ran for number in frames if number != 3]
     assert answered == [0, 1, 2, 4, 5], "in order, and none twice"
