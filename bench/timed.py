@@ -126,11 +126,12 @@ class Moments:
         """In the shim, before a stream begins."""
         from gateway_shim.media.mux import TsWriter
         from gateway_shim.media.ts import TsReader
-        from gateway_shim.trickle.publisher import OutgoingSegment, _Post
+        from gateway_shim.trickle.post import Post
+        from gateway_shim.trickle.publisher import OutgoingSegment
         from gateway_shim.trickle.subscriber import Segment
 
         read, feed, mux = Segment.__anext__, TsReader.feed, TsWriter.video
-        write, take = OutgoingSegment.write, _Post._take
+        write, take = OutgoingSegment.write, Post.take
 
         async def have_read(segment: Any) -> bytes:
             data = await read(segment)
@@ -155,12 +156,12 @@ class Moments:
 
         async def have_taken(post: Any) -> bytes:
             data = await take(post)
-            while data and self._buffered and post._publisher.content_type == "video/mp2t":
+            while data and self._buffered and post.publisher.content_type == "video/mp2t":
                 self._file.write(f"left {self._buffered.popleft()} {time.monotonic():.6f}\n")
             return data
 
         Segment.__anext__, TsReader.feed, TsWriter.video = have_read, have_fed, have_muxed  # type: ignore[method-assign]
-        OutgoingSegment.write, _Post._take = have_written, have_taken  # type: ignore[method-assign]
+        OutgoingSegment.write, Post.take = have_written, have_taken  # type: ignore[method-assign]
 
 
 def watch_codecs(page: Page, moments: Moments | None = None) -> None:

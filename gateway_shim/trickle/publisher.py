@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from dataclasses import dataclass
 from typing import Self
 
 import aiohttp
 
 from .connection import FAILURES, send
+from .post import Post
 from .wire import (
-    HEADER_RESET,
     Backoff,
     ChannelClosed,
     ChannelError,
@@ -53,181 +52,10 @@ class PublisherCounters:
     refused: int = 0  # POSTs answered before their body: somebody closed the segment
 
 
-class _Body:
-    """Request body of one attempt to post: what is written, as soon as it is written.
-
-    Not a generator: an attempt that fails would leave it suspended, to be ended by the garbage collector.
-    """
-
-    def __init__(self, post: _Post) -> None:
-        self.begun = False  # the connection stands and the headers are on their way
-        self.exhausted = False  # every byte is in the socket, and the end with it
-        self._post = post
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self.begun:
-            # aiohttp sends the headers with the first chunk, not before; without them the server knows nothing of us.
-            self.begun = True
-            return b""
-        data = await self._post._take()
-        if not data:
-            self.exhausted = True
-            raise StopAsyncIteration
-        return data
-
-
-class _Post:
-    """One segment on its way: a bounded buffer, and the task that posts it."""
-
-    def __init__(self, publisher: Publisher, seq: int, *, reset: bool = False) -> None:
-        self.seq = seq
-        self.owned = False  # by a writer; until then the index may move on
-        self.sent = False  # bytes were handed to the socket
-        self.error: ChannelError | None = None  # why this segment, or the whole channel, is over
-        self._publisher = publisher
-        self._reset = reset
-        self._buffer: deque[bytes] = deque()
-        self._buffered = 0
-        self._ended = False  # no more bytes will be written
-        self._changed = asyncio.Condition()
-        self.task = asyncio.create_task(self._run(), name=f"trickle POST {seq}")
-
-    @property
-    def untouched(self) -> bool:
-        return not (self.sent or self._buffer or self._ended)
-
-    async def write(self, data: bytes) -> None:
-        timing = self._publisher.timing
-        if self._ended:
-            raise RuntimeError(f"segment {self.seq} is finished")
-        try:
-            async with asyncio.timeout(timing.write_s), self._changed:
-                while self._buffered and self._buffered + len(data) > timing.buffer_bytes and self.error is None:
-                    await self._changed.wait()
-                if self.error is None and data:
-                    self._buffer.append(data)
-                    self._buffered += len(data)
-                    self._changed.notify_all()
-        except TimeoutError:
-            await self.abandon(ChannelError(f"segment {self.seq}: the server took nothing for {timing.write_s:g} s"))
-        self.check()
-
-    def check(self) -> None:
-        """Raises what went wrong."""
-        if self.error is not None:
-            raise self.error
-        if self.task.done():
-            self.task.result()
-
-    async def end(self) -> None:
-        async with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    async def abandon(self, error: ChannelError) -> None:
-        """Give the segment up and tell the server, so that its readers do not wait for the rest."""
-        await self.fail(error)
-        await self.cancel()
-        await self._publisher._delete_segment(self.seq)
-
-    async def cancel(self) -> None:
-        """Drop the connection. What was not begun leaves no trace at the server."""
-        self.task.cancel()
-        await asyncio.wait({self.task})
-
-    async def fail(self, error: ChannelError) -> None:
-        """Writers raise ``error`` from here on."""
-        if self.error is None:
-            self.error = error
-            if not isinstance(error, ChannelClosed):
-                self._publisher.counters.failed += 1
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def _take(self) -> bytes:
-        """All that is buffered, as soon as there is something; nothing at the end."""
-        async with self._changed:
-            while not self._buffer and not self._ended:
-                await self._changed.wait()
-            if not self._buffer:
-                return b""
-            data = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
-            self._buffer.clear()
-            self._buffered = 0
-            self._changed.notify_all()
-        self.sent = True
-        self._publisher.counters.bytes += len(data)
-        return data
-
-    async def _run(self) -> None:
-        """Post until the segment is through, given up, or the channel over."""
-        publisher = self._publisher
-        clock = asyncio.get_running_loop().time
-        while True:
-            body = _Body(self)
-            began_at = clock()
-            try:
-                failure = await self._attempt(body)
-            except FAILURES as exc:
-                failure = f"{type(exc).__name__}: {exc}"
-                if body.begun and clock() - began_at > publisher.timing.retry_max_s:
-                    publisher._backoff.succeeded()  # the server was there, for a while
-            if failure is None:
-                return
-            logger.debug("%s: segment %d: %s", publisher.url, self.seq, failure)
-            if self.sent:
-                await self.fail(ChannelError(f"segment {self.seq} was cut off: {failure}"))
-                await publisher._delete_segment(self.seq)
-                return
-            wait_s = publisher._backoff.failed()
-            if wait_s is None:
-                await publisher._end("unreachable")
-                return
-            publisher.counters.retries += 1
-            await asyncio.sleep(wait_s)
-
-    async def _attempt(self, body: _Body) -> str | None:
-        """One POST. Returns what went wrong, or None when there is nothing left to do for this segment."""
-        publisher = self._publisher
-        headers = {"Content-Type": publisher.content_type}
-        if self._reset:
-            headers[HEADER_RESET] = "1"
-        response = await send(
-            publisher._http, "POST", segment_url(publisher.url, self.seq), data=body, headers=headers
-        )
-        # An answer may come before the end of the body; closing then ends the connection, and the body with it.
-        whole = body.exhausted
-        answer = read_answer(response.status, response.headers)
-        try:
-            if whole:
-                await response.read()  # leaves the connection to the next segment
-        finally:
-            response.close()
-        if answer.over is not None:
-            await publisher._end(answer.over)
-            return None
-        if answer.status != 200:
-            return f"status {answer.status}"
-        publisher._backoff.succeeded()
-        if whole:
-            publisher.counters.segments += 1
-            return None
-        publisher.counters.refused += 1
-        if self.owned:
-            await self.fail(ChannelError(f"segment {self.seq} was closed by the server"))
-            return None
-        # Nobody writes here yet: the index is used up, so the POST that waits takes the following one.
-        self.seq += 1
-        return "closed before the first byte"
-
-
 class OutgoingSegment:
     """A segment that is open for writing."""
 
-    def __init__(self, post: _Post) -> None:
+    def __init__(self, post: Post) -> None:
         self._post = post
 
     @property
@@ -249,7 +77,7 @@ class OutgoingSegment:
     async def close(self) -> None:
         """Returns when the server has acknowledged every byte. Raises as ``write`` does."""
         await self._post.end()
-        await self._post._publisher._end_post(self._post)
+        await self._post.publisher.end_post(self._post)
         self._post.check()
 
     async def abort(self) -> None:
@@ -280,18 +108,18 @@ class Publisher:
         self.counters = PublisherCounters()
         self.closed = asyncio.Event()
         self.closed_reason: str | None = None
-        self._http = http
+        self.http = http
         self._resume = resume
         self._lock = asyncio.Lock()  # over the allocation of indices
-        self._ahead: _Post | None = None
-        self._open: set[_Post] = set()
+        self._ahead: Post | None = None
+        self._open: set[Post] = set()
         clock = asyncio.get_running_loop().time
-        self._backoff = Backoff(self.timing.retry_first_s, self.timing.retry_max_s, self.timing.unreachable_s, clock)
+        self.backoff = Backoff(self.timing.retry_first_s, self.timing.retry_max_s, self.timing.unreachable_s, clock)
 
     async def __aenter__(self) -> Self:
         seq = await self._write_head() if self._resume else 0
         if not self.closed.is_set():
-            self._ahead = _Post(self, seq, reset=self._resume)
+            self._ahead = Post(self, seq, reset=self._resume)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -306,13 +134,13 @@ class Publisher:
         if ahead is not None:
             self._open.add(ahead)
         try:
-            await asyncio.gather(*(self._end_post(post) for post in self._open))
+            await asyncio.gather(*(self.end_post(post) for post in self._open))
         finally:
             for post in self._open:
                 await post.cancel()
             self._open.clear()
 
-    async def _end_post(self, post: _Post) -> None:
+    async def end_post(self, post: Post) -> None:
         if post.untouched:
             await post.cancel()
             return
@@ -330,7 +158,7 @@ class Publisher:
             if post is None:
                 raise RuntimeError("a publisher is entered before it is used, and not used after it was left")
             post.owned = True
-            self._ahead = _Post(self, post.seq + 1)
+            self._ahead = Post(self, post.seq + 1)
         self._open = {other for other in self._open if not other.task.done()} | {post}
         return OutgoingSegment(post)
 
@@ -358,14 +186,14 @@ class Publisher:
         if self.closed_reason is None:
             self.closed_reason = "deleted"
         await self._request("DELETE", channel_base(self.url))
-        await self._end("deleted")
+        await self.end("deleted")
 
     def _check(self) -> None:
         if self.closed_reason is not None:
             raise ChannelClosed(self.closed_reason)
 
-    async def _end(self, reason: str) -> None:
-        """The channel is over: every writer learns it."""
+    async def end(self, reason: str) -> None:
+        """The channel is over: every writer learns it. For its posts to say; others `delete` it, or leave."""
         if self.closed_reason is None:
             self.closed_reason = reason
             logger.debug("%s: the channel is over: %s", self.url, reason)
@@ -383,25 +211,25 @@ class Publisher:
             if response is not None:
                 answer = read_answer(response.status, response.headers)
                 if answer.over is not None:
-                    await self._end(answer.over)
+                    await self.end(answer.over)
                     return 0
                 if answer.latest is not None:
-                    self._backoff.succeeded()
+                    self.backoff.succeeded()
                     return answer.latest
-            wait_s = self._backoff.failed()
+            wait_s = self.backoff.failed()
             if wait_s is None:
-                await self._end("unreachable")
+                await self.end("unreachable")
                 return 0
             await asyncio.sleep(wait_s)
 
-    async def _delete_segment(self, seq: int) -> None:
+    async def delete_segment(self, seq: int) -> None:
         await self._request("DELETE", segment_url(self.url, seq))
 
     async def _request(self, method: str, url: str) -> aiohttp.ClientResponse | None:
         """A short request; None when it failed. What became of it shows in the channel's further life."""
         try:
             async with asyncio.timeout(self.timing.request_s):
-                response = await send(self._http, method, url)
+                response = await send(self.http, method, url)
                 await response.read()
                 return response
         except FAILURES as exc:

@@ -379,7 +379,7 @@ async def test_cancelled_reader_takes_up_where_it_was(publisher: Publisher, subs
 async def test_segment_left_unread_makes_a_gap(publisher: Publisher, subscriber: Subscriber) -> None:
     for _ in range(2):
         await publisher.publish(b"x")
-    async with Subscriber(publisher._http, publisher.url, start=0, timing=TIMING) as other:
+    async with Subscriber(publisher.http, publisher.url, start=0, timing=TIMING) as other:
         assert (await anext(other)).seq == 0
         assert await read_next(other) == (1, b"x", True, True)
 
