@@ -179,7 +179,7 @@ async def test_what_is_refused_leaves_the_slots_of_other_frames_alone(tmp_path: 
         await process.frames([pb.Frame(frame_id=number % 5 + 2, slot=1 + number % 3) for number in range(60)])
         held = server.engine.sessions["s"]._lane
         assert held is not None
-        state = server.engine.sessions["s"].counters
+        state = server.engine.sessions["s"].books
 
         async def counted() -> bool:
             return state.received == 63
