@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from gateway_shim.trickle.connection import open_http
 from gateway_shim.trickle.publisher import Publisher
 from gateway_shim.trickle.subscriber import Subscriber
 from tests.fakes.engine_client import running_engine, settings_for
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CHANNELS = {"subscribe_url": "", "publish_url": "-out", "control_url": "-control", "events_url": "-events"}
 
@@ -204,7 +207,11 @@ class Network:
         else:
             comfyui = str(self._comfyui or "none")
             program = ["engine", "--address", address, "--comfyui-dir", comfyui, "--log-level", "warning"]
-        self._processes[number] = await asyncio.create_subprocess_exec(sys.executable, "-P", "-m", *program)
+        # The stand-in lies in this repository, not where headrace is installed.
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self._processes[number] = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", *program, env=environment
+        )
 
     async def keep_engine(self, number: int = 0) -> None:
         """What supervisord does, until cancelled: start it again whenever it ends."""
