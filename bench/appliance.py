@@ -31,6 +31,9 @@ from gateway_shim.trickle.publisher import OutgoingSegment, Publisher
 from . import material
 from .timed import Page
 
+#: This package lies in the repository, not where headrace is installed.
+ROOT = Path(__file__).resolve().parents[1]
+
 READY_S = 120.0
 #: Frames that may be under way between source and viewer when nobody paces them: enough that some wait for the
 #: decoder, the engine and the encoder, and fewer than the shim holds.
@@ -159,6 +162,7 @@ class Appliance:
             "CAPABILITY_CAPACITY": "16",
             "HEADRACE_ENGINE_MAX_SESSIONS": "16",
             "COMFYUI_DIR": comfyui,
+            "PYTHONPATH": str(ROOT),
         }
         self._engine: asyncio.subprocess.Process | None = None
         self._shim: asyncio.subprocess.Process | None = None

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
@@ -24,7 +25,19 @@ from gateway_shim.trickle.publisher import Publisher
 from gateway_shim.trickle.subscriber import Subscriber
 
 from . import material
-from .appliance import PASS_THROUGH, Appliance, Reading, Watched, WrongOutput, _Throttle, check, cpu_s, crop, running
+from .appliance import (
+    PASS_THROUGH,
+    ROOT,
+    Appliance,
+    Reading,
+    Watched,
+    WrongOutput,
+    _Throttle,
+    check,
+    cpu_s,
+    crop,
+    running,
+)
 
 #: Windows of a run, and frames of one: many visits of the engine, so that none of them straddles much of a window.
 WINDOWS, QUICK_WINDOWS = 9, 5
@@ -108,7 +121,9 @@ def pieces(data: bytes) -> list[int]:
 @contextlib.asynccontextmanager
 async def _alone(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "bench.alone", *arguments, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-P", "-m", "bench.alone", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     try:
         yield process
