@@ -348,20 +348,28 @@ class Inference:
             while not self.estimate.room_for_another(self.budget_s, now()):
                 self._answered.clear()
                 await self._answered.wait()
-            needed_s = self.estimate.needed_s
-            batch: list[Frame] = []
-            entry = await self._mailbox.take(needed_s)
-            most = min(session.batch, session.credits)
-            while True:
-                self.estimate.sent(entry.frame_id, now())
-                batch.append(session.load(_frame(entry, now(), self._opened_budget_s), rows_of(entry.frame)))
-                if len(batch) >= most or not self.estimate.room_for_another(self.budget_s, now()):
-                    break
-                waiting = self._mailbox.take_waiting(needed_s)
-                if waiting is None:
-                    break
-                entry = waiting
-            await session.send(batch)
+            await session.send(await self._batch(session))
+
+    async def _batch(self, session: EngineSession) -> list[Frame]:
+        """The oldest frame that can be in time, and those that wait behind it as far as one message takes them.
+
+        Not in the loop above: when the engine dies a traceback keeps that loop, with it the last entry, the picture
+        that it got and the session's shared memory, until the garbage collector comes by.
+        """
+        now = asyncio.get_running_loop().time
+        needed_s = self.estimate.needed_s
+        batch: list[Frame] = []
+        entry = await self._mailbox.take(needed_s)
+        most = min(session.batch, session.credits)
+        while True:
+            self.estimate.sent(entry.frame_id, now())
+            batch.append(session.load(_frame(entry, now(), self._opened_budget_s), rows_of(entry.frame)))
+            if len(batch) >= most or not self.estimate.room_for_another(self.budget_s, now()):
+                return batch
+            waiting = self._mailbox.take_waiting(needed_s)
+            if waiting is None:
+                return batch
+            entry = waiting
 
     async def _read(self, session: EngineSession) -> None:
         now = asyncio.get_running_loop().time

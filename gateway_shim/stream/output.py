@@ -172,24 +172,29 @@ class Output:
 
     async def _repeat_last(self) -> None:
         """The last picture again while the input has none: segments end only where a picture begins another."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(STILL_EVERY_S)
-            encoder, last = self._encoder, self._last
-            if self._publisher is None or encoder is None or last is None:
-                continue
-            # What waits for the encoder or for the channel is on its way; nothing is missing.
-            if len(self._mailbox) or self._writing.locked() or (pts := self._missing(loop.time())) is None:
-                continue
-            async with self._writing:
-                chunks = await self._worker.run(encoder.video, last, pts)
-                self._before_pictures(pts)
-                if await self._write(chunks):
-                    self._ledger.published += 1
-                    self._ledger.repeated += 1
-                await self._write_sound(self._sound.release(pts))
-            self.last_output_at = loop.time()
-            self.rate.tick()
+            await self._repeat_if_missing()
+
+    async def _repeat_if_missing(self) -> None:
+        # Not in the loop above: its picture would stay in a frame that the traceback of a cancellation keeps, and so
+        # would the shared memory of the engine, until the garbage collector comes by.
+        loop = asyncio.get_running_loop()
+        encoder, last = self._encoder, self._last
+        if self._publisher is None or encoder is None or last is None:
+            return
+        # What waits for the encoder or for the channel is on its way; nothing is missing.
+        if len(self._mailbox) or self._writing.locked() or (pts := self._missing(loop.time())) is None:
+            return
+        async with self._writing:
+            chunks = await self._worker.run(encoder.video, last, pts)
+            self._before_pictures(pts)
+            if await self._write(chunks):
+                self._ledger.published += 1
+                self._ledger.repeated += 1
+            await self._write_sound(self._sound.release(pts))
+        self.last_output_at = loop.time()
+        self.rate.tick()
 
     # ---- on the encoder thread
 
