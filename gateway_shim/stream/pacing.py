@@ -11,6 +11,10 @@ TICKS = 90_000
 #: in one burst (protocol.md 2.1); a shorter memory would forget the burst before the next one comes.
 WINDOW_S = 3.0
 
+#: How much later than the others a frame may come without making them wait for it. On a busy machine one in some
+#: hundred is 10 to 15 ms late, and a whole window of frames would be as much later than the budget.
+JITTER_S = 0.015
+
 #: A delay that grows by more than this at once is a jump of the publisher's clock, not jitter.
 JUMP_S = 10.0
 
@@ -25,10 +29,10 @@ class Pacer:
     The delay of a frame is its arrival minus its pts. Frames of one burst have the same arrival and different delays;
     the largest delay of the last seconds is how late a frame may arrive without being late, so
 
-        due = pts + largest delay + budget.
+        due = max(pts + largest delay - jitter, arrival) + budget.
 
-    A frame that arrives in step with the others has exactly the budget; the last frame of a burst has the
-    burst's length more, which is when a viewer needs it. No frame waits longer than ``window_s`` and the budget: a
+    A frame that arrives in step with the others, give or take 15 ms, has exactly the budget; the last frame of a burst
+    has the burst's length more, which is when a viewer needs it. None has less than the budget. No frame waits longer than ``window_s`` and the budget: a
     clock that jumps ahead would fill the mailbox with frames that nobody may have yet.
 
     `budget_s` may change at any time.
@@ -57,4 +61,5 @@ class Pacer:
         self._delays.append((arrived_at, delay))
         while self._delays[0][0] < arrived_at - self._window_s:
             self._delays.popleft()
-        return min(pts / TICKS + self._delays[0][1], arrived_at + self._window_s) + self.budget_s
+        in_step = max(pts / TICKS + self._delays[0][1] - JITTER_S, arrived_at)
+        return min(in_step, arrived_at + self._window_s) + self.budget_s
