@@ -151,14 +151,15 @@ def image_to_picture(image: Any, picture: Picture, colour: Colour = DEFAULT_COLO
 
 
 def pictures_to_images(
-    pictures: Sequence[Picture], out: Any, colour: Colour = DEFAULT_COLOUR, *, soon: bool = False
+    pictures: Sequence[Picture], out: Any, colour: Colour = DEFAULT_COLOUR, *, cached: int = 0
 ) -> None:
     """Convert a batch: ``out`` is (B, H, W, 3) and takes ``pictures`` in order. The GIL is released once.
 
-    The pictures have one size and one pixel format; each may lie anywhere. soon: ``out`` is small enough for the
-    cache and is read next, so it is written through it. Raises ValueError before touching ``out``.
+    The pictures have one size and one pixel format; each may lie anywhere. cached: so many bytes at the end of ``out``
+    will still be in the cache when somebody reads them, so they are written through it. Raises ValueError before
+    touching ``out``.
     """
-    _read(pictures, _image("out", out, ndim=4, writable=True), colour, soon)
+    _read(pictures, _image("out", out, ndim=4, writable=True), colour, cached)
 
 
 def images_to_pictures(images: Any, pictures: Sequence[Picture], colour: Colour = DEFAULT_COLOUR) -> None:
@@ -169,11 +170,11 @@ def images_to_pictures(images: Any, pictures: Sequence[Picture], colour: Colour 
     _write(_image("images", images, ndim=4), pictures, colour)
 
 
-def _read(pictures: Sequence[Picture], out: Image, colour: Colour, soon: bool = False) -> None:
+def _read(pictures: Sequence[Picture], out: Image, colour: Colour, cached: int = 0) -> None:
     _batch("out", out, pictures)
     if any(np.may_share_memory(out, plane) for picture in pictures for plane in picture.arrays):
         raise ValueError("out lies in the memory of a picture")
-    _kernels().to_images([picture.arrays for picture in pictures], out, colour, soon)
+    _kernels().to_images([picture.arrays for picture in pictures], out, colour, cached)
 
 
 def _write(images: Image, pictures: Sequence[Picture], colour: Colour) -> None:

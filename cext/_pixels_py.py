@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Arrays = Sequence[NDArray[np.uint8]]
 
 
-def to_images(pictures: Sequence[Arrays], images: NDArray[Any], colour: Colour, soon: bool = False) -> None:
+def to_images(pictures: Sequence[Arrays], images: NDArray[Any], colour: Colour, cached: int = 0) -> None:
     """Write each picture's RGB 0..1 into ``images`` (B, H, W, 3). One array: rgb24; two: nv12; three: i420."""
     for arrays, image in zip(pictures, images, strict=True):
         image[...] = exact_image(arrays, colour)

@@ -93,7 +93,7 @@ class Converter:
         sources = [cext.planes_from_buffer(planes, width, height, self.pixel_format) for planes in pictures]
         memory = self._memory((len(sources), height, width, 3))
         # The graph reads it next.
-        cext.pictures_to_images(sources, memory, self.colour, soon=memory.nbytes <= self._cached_bytes)
+        cext.pictures_to_images(sources, memory, self.colour, cached=self._cached_bytes)
         return torch.from_numpy(memory)
 
     def _memory(self, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -45,11 +45,18 @@ def test_an_unknown_cache_holds_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert cached_bytes() == 16 << 20
 
 
-def test_images_that_are_read_soon_are_the_same() -> None:
-    width, height = 1280, 720
-    planes = np.random.default_rng(1).integers(0, 256, width * height * 3 // 2, np.uint8)
-    picture = cext.planes_from_buffer(planes, width, height)
-    plain, soon = (empty_image((1, height, width, 3)) for _ in range(2))
-    cext.pictures_to_images([picture], plain)
-    cext.pictures_to_images([picture], soon, soon=True)
-    assert np.array_equal(plain, soon)
+@pytest.mark.parametrize("height", [719, 720])
+@pytest.mark.parametrize("cached", [1, 5_000_000, 11_000_000, 100_000_000])
+def test_images_are_the_same_however_much_of_them_goes_through_the_cache(cached: int, height: int) -> None:
+    width, count = 1280, 2
+    chroma = (height + 1) // 2, (width + 1) // 2
+    random = np.random.default_rng(1)
+    pictures = [
+        cext.Planes(*(random.integers(0, 256, shape, np.uint8) for shape in ((height, width), chroma, chroma)))
+        for _ in range(count)
+    ]
+    plain, written = (empty_image((count, height, width, 3)) for _ in range(2))
+    written.fill(-1.0)
+    cext.pictures_to_images(pictures, plain)
+    cext.pictures_to_images(pictures, written, cached=cached)
+    assert np.array_equal(plain, written)
