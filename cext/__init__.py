@@ -155,9 +155,9 @@ def pictures_to_images(
 ) -> None:
     """Convert a batch: ``out`` is (B, H, W, 3) and takes ``pictures`` in order. The GIL is released once.
 
-    The pictures have one size and one pixel format; each may lie anywhere. cached: so many bytes at the end of ``out``
-    will still be in the cache when somebody reads them, so they are written through it. Raises ValueError before
-    touching ``out``.
+    The pictures have one size and one pixel format; each may lie anywhere. cached: so many bytes at the end of
+    ``out`` will still be in the cache when somebody reads them, so they are written through it. Raises ValueError
+    before touching ``out``.
     """
     _read(pictures, _image("out", out, ndim=4, writable=True), colour, cached)
 

@@ -31,9 +31,10 @@ class Pacer:
 
         due = max(pts + largest delay - jitter, arrival) + budget.
 
-    A frame that arrives in step with the others, give or take 15 ms, has exactly the budget; the last frame of a burst
-    has the burst's length more, which is when a viewer needs it. None has less than the budget. No frame waits longer than ``window_s`` and the budget: a
-    clock that jumps ahead would fill the mailbox with frames that nobody may have yet.
+    A frame that arrives in step with the others, give or take 15 ms, has exactly the budget; the last frame of a
+    burst has the burst's length more, which is when a viewer needs it. None has less than the budget. No frame waits
+    longer than ``window_s`` and the budget: a clock that jumps ahead would fill the mailbox with frames that nobody
+    may have yet.
 
     `budget_s` may change at any time.
     """
