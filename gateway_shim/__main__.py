@@ -13,7 +13,7 @@ import sys
 
 from proto import VERSION, memory, parent
 
-from . import config, logs
+from . import config, garbage, logs
 from .settings import Settings
 from .shim import serve
 
@@ -39,6 +39,7 @@ def main() -> int:
         settings = config.load(arguments)
         logs.configure(settings.log_format, settings.log_level)
         memory.keep_large_blocks()
+        garbage.settle()
         asyncio.run(_run(settings))
     except config.SettingsError as exc:
         for sentence in exc.sentences:

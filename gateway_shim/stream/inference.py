@@ -20,6 +20,7 @@ from ..engine_choice import first_ready, pick
 from ..engine_client import EngineClient
 from ..engine_session import EngineSession
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
+from ..garbage import collect_soon
 from ..media.overlay import Notice
 from ..media.planes import frame_of, rows_of
 from .engine_sound import FORMAT, EngineSound
@@ -280,6 +281,7 @@ class Inference:
     async def _serve(self, engine: EngineClient, session: EngineSession) -> None:
         logger.info("stream %s: engine session %s is open", self._stream_id, session.session_id)
         if self._attempts:
+            collect_soon()  # the loss of the session before it is not being told any more
             self.reopened += 1
             self.last_reopen_at = asyncio.get_running_loop().time()
             self.last_death = engine.death

@@ -12,6 +12,7 @@ from typing import Any, Self
 from ..engine_choice import pick
 from ..engine_client import EngineClient, EngineState
 from ..errors import EngineGone, NoSuchStream, NotReady, StreamConflict, StreamsFull
+from ..garbage import collect_soon
 from ..params import StartRequest
 from .journal import Journal, Kept
 from .parameters import UpdateResult
@@ -160,6 +161,7 @@ class Streams:
             if not self._sessions:
                 self._idle.set()
             self.on_change()
+            collect_soon()
 
     async def stop(self, stream_id: str | None, reason: str) -> bool:
         """Tell one stream to end and wait for that, ``END_S`` at most; with no id the only one. False when there is

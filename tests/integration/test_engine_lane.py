@@ -26,6 +26,7 @@ from proto.frames import Frame, Results
 from proto.ring import Ring, RingRefused, slot_bytes
 from tests.fakes.engine_backend import StubBackend, workflow
 from tests.fakes.engine_client import Process, connected, eventually, grey, running_engine, settings_for
+from tests.fakes.rings import rings
 
 WIDTH, HEIGHT = 64, 48
 VIDEO = pb.VideoFormat(width=WIDTH, height=HEIGHT)
@@ -333,18 +334,6 @@ async def main():
             await asyncio.Event().wait()
 asyncio.run(main())
 """
-
-
-def rings(pid: int | str = "self") -> tuple[int, int]:
-    """Descriptors and maps of rings that a process holds."""
-    links = []
-    for entry in os.scandir(f"/proc/{pid}/fd"):
-        try:
-            links.append(os.readlink(entry.path))
-        except FileNotFoundError:
-            continue
-    maps = Path(f"/proc/{pid}/maps").read_text()
-    return sum("headrace-ring" in link for link in links), maps.count("headrace-ring")
 
 
 async def test_a_session_that_ends_in_the_middle_of_a_run_is_no_failure_of_its_graph(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -19,7 +20,9 @@ from gateway_shim.localnet.numbered import write_clip
 from gateway_shim.localnet.probe import pictures
 from gateway_shim.media.planes import plane_views
 from tests.fakes.engine_backend import workflow
+from tests.fakes.engine_client import eventually
 from tests.fakes.network import LiveStream, Network, network
+from tests.fakes.rings import rings
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -50,6 +53,12 @@ async def processed(net: Network, more: int = 10) -> None:
     until = frames_of(net)["processed"] + more
     while frames_of(net)["processed"] < until:  # noqa: ASYNC110  # a counter makes no event
         await asyncio.sleep(0.02)
+
+
+async def waiting(net: Network, count: int) -> None:
+    """Wait until so many frames are under way."""
+    while frames_of(net)["in_flight"] < count:  # noqa: ASYNC110  # a counter makes no event
+        await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager
@@ -112,6 +121,44 @@ async def test_killed_again_and_again_nothing_is_missing_and_the_account_is_exac
         received = await stream.received()
     assert {after - before for before, after in itertools.pairwise(received.arrivals.pts)} == {FRAME}
     assert_sound_is_whole(received.path)
+
+
+@pytest.mark.parametrize("loss", ["engine", "output"])
+async def test_shared_memory_of_what_was_lost_does_not_wait_for_the_collector(tmp_path: Path, loss: str) -> None:
+    gc.collect()
+    before, with_session = rings(), rings()[1] + 2
+    gc.disable()
+    try:
+        async with kept(tmp_path) as net:
+            stream = await net.start(params={"prompts": json.loads(workflow(level=200))})
+            async with publishing(stream, tmp_path):
+                for count in (1, 2, 3):
+                    await processed(net)
+                    if loss == "output":
+                        # Pictures wait, and in their place goes the last one out, which the engine made.
+                        os.kill(net.engine_pid(), signal.SIGSTOP)
+                        await waiting(net, 5)
+                        await net.broker.delete("cam-out")
+                        break
+                    await net.kill_engine()
+                    await stream.event("restart", restart_count=count)
+                    await processed(net)
+
+                    async def one_session_is_left() -> bool:
+                        return rings()[1] == with_session
+
+                    await eventually(one_session_is_left)
+                else:
+                    net.shim.streams.get("cam").stop("told to")
+                await net.shim.streams.wait_idle()
+                os.kill(net.engine_pid(), signal.SIGCONT)
+
+                async def nothing_is_left() -> bool:
+                    return rings() == before
+
+                await eventually(nothing_is_left)
+    finally:
+        gc.enable()
 
 
 async def test_update_that_kills_the_engine_at_once_is_refused(tmp_path: Path) -> None:
