@@ -38,6 +38,7 @@ class Striker:
         self._graph = graph
         self.wrong: list[str] = []
         self.kills: list[float] = []  # monotonic times at which an engine was taken away
+        self._taken: set[int] = set()  # their processes
         self.shim_kills = 0
         self.hang_repaired_s: list[float] = []
         self._side: set[asyncio.Task[None]] = set()
@@ -79,9 +80,11 @@ class Striker:
         self._take_away(signal.SIGTERM)
 
     def _take_away(self, number: signal.Signals) -> int | None:
-        """None when there is no engine at the moment: supervisord waits before it starts the next one."""
+        """None when there is no engine at the moment: supervisord waits before it starts the next one. One that is
+        on its way out since a SIGTERM may be killed as well; that is one life."""
         began = time.monotonic()
-        if (pid := self._appliance.kill_engine(number)) is not None:
+        if (pid := self._appliance.kill_engine(number)) is not None and pid not in self._taken:
+            self._taken.add(pid)
             self.kills.append(began)
         return pid
 
