@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
@@ -91,13 +91,14 @@ class Intake:
         rate = self.decoder.frame_rate
         return rate if rate is None or self.max_framerate is None else min(rate, Fraction(self.max_framerate))
 
-    def position(self, before: Position) -> Position:
-        """Where the input is now; ``before`` while nothing of it was read."""
+    @property
+    def place(self) -> tuple[int | None, int, int] | None:
+        """Where the input is now, as a `Position` has it: source, offset, input_seq. None while nothing was read."""
         seq = self._subscriber.read_seq
         if seq is None or self._resumed is not None:
-            return before
+            return None
         source, offset = self.decoder.position
-        return replace(before, source=source, offset=offset + self.moved, input_seq=seq)
+        return source, offset + self.moved, seq
 
     def _resume(self, seq: int) -> None:
         """Before the first byte: a segment of which the earlier shim read a part begins before where that was, any

@@ -133,10 +133,12 @@ class Keeper:
     def _reached(self, pts: int | None) -> None:
         if self._record is None:
             return
-        position = replace(self._position, at=time.time(), pts=pts)
-        if isinstance(self.intake, Intake):
-            position = self.intake.position(position)
-        if self.control is not None and (seq := self.control.done_seq) is not None:
-            position = replace(position, control_seq=seq)
-        self._position = position
-        self._record.reached(position)
+        before = self._position
+        source, offset, input_seq = before.source, before.offset, before.input_seq
+        if isinstance(self.intake, Intake) and (place := self.intake.place) is not None:
+            source, offset, input_seq = place
+        control_seq = self.control.done_seq if self.control is not None else None
+        if control_seq is None:
+            control_seq = before.control_seq
+        self._position = Position(time.time(), pts, source, offset, input_seq, control_seq)
+        self._record.reached(self._position)

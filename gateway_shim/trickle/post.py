@@ -55,7 +55,8 @@ class Post:
         self._buffer: deque[bytes] = deque()
         self._buffered = 0
         self._ended = False  # no more bytes will be written
-        self._changed = asyncio.Condition()
+        self._wanted = asyncio.Event()  # there is something to take: bytes, or the end
+        self._freed = asyncio.Event()  # the buffer was emptied, or nothing will
         self.task = asyncio.create_task(self._run(), name=f"trickle POST {seq}")
 
     @property
@@ -63,20 +64,29 @@ class Post:
         return not (self.sent or self._buffer or self._ended)
 
     async def write(self, data: bytes) -> None:
-        timing = self.publisher.timing
         if self._ended:
             raise RuntimeError(f"segment {self.seq} is finished")
-        try:
-            async with asyncio.timeout(timing.write_s), self._changed:
-                while self._buffered and self._buffered + len(data) > timing.buffer_bytes and self.error is None:
-                    await self._changed.wait()
-                if self.error is None and data:
-                    self._buffer.append(data)
-                    self._buffered += len(data)
-                    self._changed.notify_all()
-        except TimeoutError:
-            await self.abandon(ChannelError(f"segment {self.seq}: the server took nothing for {timing.write_s:g} s"))
+        if not self._has_room(data):
+            await self._room_for(data)
+        if self.error is None and data:
+            self._buffer.append(data)
+            self._buffered += len(data)
+            self._wanted.set()
         self.check()
+
+    def _has_room(self, data: bytes) -> bool:
+        full = self._buffered and self._buffered + len(data) > self.publisher.timing.buffer_bytes
+        return not full or self.error is not None
+
+    async def _room_for(self, data: bytes) -> None:
+        write_s = self.publisher.timing.write_s
+        try:
+            async with asyncio.timeout(write_s):
+                while not self._has_room(data):
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            await self.abandon(ChannelError(f"segment {self.seq}: the server took nothing for {write_s:g} s"))
 
     def check(self) -> None:
         """Raises what went wrong."""
@@ -85,14 +95,13 @@ class Post:
         if self.task.done():
             self.task.result()
 
-    async def end(self) -> None:
-        async with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+    def end(self) -> None:
+        self._ended = True
+        self._wanted.set()
 
     async def abandon(self, error: ChannelError) -> None:
         """Give the segment up and tell the server, so that its readers do not wait for the rest."""
-        await self.fail(error)
+        self.fail(error)
         await self.cancel()
         await self.publisher.delete_segment(self.seq)
 
@@ -101,26 +110,25 @@ class Post:
         self.task.cancel()
         await asyncio.wait({self.task})
 
-    async def fail(self, error: ChannelError) -> None:
+    def fail(self, error: ChannelError) -> None:
         """Writers raise ``error`` from here on."""
         if self.error is None:
             self.error = error
             if not isinstance(error, ChannelClosed):
                 self.publisher.counters.failed += 1
-        async with self._changed:
-            self._changed.notify_all()
+        self._freed.set()
 
     async def take(self) -> bytes:
         """All that is buffered, as soon as there is something; nothing at the end."""
-        async with self._changed:
-            while not self._buffer and not self._ended:
-                await self._changed.wait()
-            if not self._buffer:
-                return b""
-            data = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
-            self._buffer.clear()
-            self._buffered = 0
-            self._changed.notify_all()
+        while not self._buffer and not self._ended:
+            self._wanted.clear()
+            await self._wanted.wait()
+        if not self._buffer:
+            return b""
+        data = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
+        self._buffer.clear()
+        self._buffered = 0
+        self._freed.set()
         self.sent = True
         self.publisher.counters.bytes += len(data)
         return data
@@ -142,7 +150,7 @@ class Post:
                 return
             logger.debug("%s: segment %d: %s", publisher.url, self.seq, failure)
             if self.sent:
-                await self.fail(ChannelError(f"segment {self.seq} was cut off: {failure}"))
+                self.fail(ChannelError(f"segment {self.seq} was cut off: {failure}"))
                 await publisher.delete_segment(self.seq)
                 return
             wait_s = publisher.backoff.failed()
@@ -180,7 +188,7 @@ class Post:
             return None
         publisher.counters.refused += 1
         if self.owned:
-            await self.fail(ChannelError(f"segment {self.seq} was closed by the server"))
+            self.fail(ChannelError(f"segment {self.seq} was closed by the server"))
             return None
         # Nobody writes here yet: the index is used up, so the POST that waits takes the following one.
         self.seq += 1

@@ -72,11 +72,11 @@ class OutgoingSegment:
 
     async def finish(self) -> None:
         """No more bytes follow. Does not wait for the server; a later ``close`` may."""
-        await self._post.end()
+        self._post.end()
 
     async def close(self) -> None:
         """Returns when the server has acknowledged every byte. Raises as ``write`` does."""
-        await self._post.end()
+        self._post.end()
         await self._post.publisher.end_post(self._post)
         self._post.check()
 
@@ -144,7 +144,7 @@ class Publisher:
         if post.untouched:
             await post.cancel()
             return
-        await post.end()
+        post.end()
         await asyncio.wait({post.task}, timeout=self.timing.close_s)
         if not post.task.done():
             error = ChannelError(f"segment {post.seq} was not acknowledged within {self.timing.close_s:g} s")
@@ -200,7 +200,7 @@ class Publisher:
         self.closed.set()
         for post in {*self._open, *([] if self._ahead is None else [self._ahead])}:
             if not post.task.done():
-                await post.fail(ChannelClosed(self.closed_reason))
+                post.fail(ChannelClosed(self.closed_reason))
             if post.task is not asyncio.current_task():
                 post.task.cancel()
 

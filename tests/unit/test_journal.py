@@ -34,7 +34,7 @@ def test_what_was_written_is_read(journal: Journal, tmp_path: Path) -> None:
     position = Position(123.5, 9 << 33, 2**34, -90_000, 12, 3)
     record = journal.record("cam")
     record.write(FACTS)
-    record.reached(replace(position, pts=1 << 60))
+    record.reached(position._replace(pts=1 << 60))
     record.reached(position)  # the shorter text leaves nothing of the longer one
     (kept,) = journal.read()
     assert (kept.facts, kept.position) == (FACTS, position)
