@@ -88,7 +88,7 @@ class Stream:
         now = self.source.content_s
         # A fault on a connection meets the next request, and both sides connect one segment ahead.
         segment_s = max(self._recipe.segment_s, OUTPUT_SEGMENT_S)
-        self.excused.append(Span(now - before_s - 2 * segment_s, now + after_s + 3 * segment_s))
+        self.excused.append(Span(now - before_s - 2 * segment_s, now + after_s + 4 * segment_s))
 
     async def _poll(self) -> None:
         while True:
