@@ -1,6 +1,13 @@
 """Hands arrays to the C kernels with the GIL released. The door in ``__init__`` has checked every argument."""
 
-from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport (
+    PyBUF_FORMAT,
+    PyBUF_SIMPLE,
+    PyBUF_STRIDES,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
@@ -45,6 +52,7 @@ cdef extern from "kernels.h" nogil:
 # Rows that the way back takes at a time, an even number: 0.7 MB of 1280 columns.
 cdef enum:
     BAND = 48
+    MOST = 1 << 15  # columns and rows of the plain case: no product of two overflows
 
 cdef const hr_backend *chosen = &hr_c
 cdef size_t stream_bytes = HR_STREAM_BYTES
@@ -163,60 +171,174 @@ cdef void rows_to_image(
         backend.to_image(picture, image, width, rows, k, stream)
 
 
+cdef void batch_to_images(
+    const hr_picture *pictures, hr_image image, ptrdiff_t image_step, ptrdiff_t count, int width, int height,
+    const hr_to_rgb *k, size_t cached) noexcept nogil:
+    cdef hr_picture picture
+    cdef hr_image part
+    cdef ptrdiff_t index
+    cdef int rows
+    cdef size_t row_bytes = <size_t>width * 3 * (2 if image.half else 4)
+    cdef size_t written = count * height * row_bytes
+    cdef size_t streamed = 0
+    if written >= stream_bytes and written > cached:
+        streamed = written - cached
+    for index in range(count):
+        picture, part = pictures[index], image
+        # A pair of rows shares its chroma.
+        rows = <int>min(<size_t>height, (streamed + row_bytes - 1) // row_bytes + 1 & ~<size_t>1)
+        streamed -= min(streamed, height * row_bytes)
+        rows_to_image(chosen, &picture, &part, width, rows, k, True)
+        move(&picture, &part, rows)
+        rows_to_image(chosen, &picture, &part, width, height - rows, k, False)
+        image.data = <char *>image.data + image_step
+
+
+cdef void image_to_picture(
+    const hr_image *image, const hr_picture *picture, int width, int height, const hr_to_yuv *k) noexcept nogil:
+    """From the last rows to the first: who wrote the image did it the other way round, and what is left of it in the
+    cache is its end."""
+    cdef hr_picture to
+    cdef hr_image part
+    cdef int rows, row = (height - 1) // BAND * BAND
+    while row >= 0:
+        to, part = picture[0], image[0]
+        move(&to, &part, row)
+        rows = min(BAND, height - row)
+        if to.step == 0:
+            chosen.image_to_rgb24(&part, &to, width, rows)
+        else:
+            chosen.from_image(&part, &to, width, rows, k)
+        row -= BAND
+
+
+cdef hr_to_rgb to_rgb_of(colour):
+    cdef hr_to_rgb k
+    k.ys, k.rv, k.r0, k.gu, k.gv, k.g0, k.bu, k.b0 = colour.to_rgb
+    return k
+
+
+cdef hr_to_yuv to_yuv_of(colour):
+    cdef hr_to_yuv k
+    k.yr, k.yg, k.yb, k.y0, k.ur, k.ug, k.ub, k.vr, k.vg, k.vb = colour.to_yuv
+    return k
+
+
 def to_images(pictures, images, colour, size_t cached=0):
     """Write each picture's RGB 0..1 into ``images`` (B, H, W, 3), float32 or float16.
 
     cached: of a call that writes so much that streaming stores pay, the last so many bytes go through the cache.
     """
     cdef Batch batch = Batch(pictures, images, False)
-    cdef hr_to_rgb k
-    cdef const hr_backend *backend = chosen
-    cdef hr_picture picture
-    cdef hr_image image
-    cdef ptrdiff_t index
-    cdef int rows, height = batch.height, width = batch.width
-    cdef size_t row_bytes = <size_t>width * 3 * (2 if batch.image.half else 4)
-    cdef size_t written = batch.count * height * row_bytes
-    cdef size_t streamed = 0
-    if written >= stream_bytes and written > cached:
-        streamed = written - cached
-    k.ys, k.rv, k.r0, k.gu, k.gv, k.g0, k.bu, k.b0 = colour.to_rgb
+    cdef hr_to_rgb k = to_rgb_of(colour)
     with nogil:
-        for index in range(batch.count):
-            picture, image = batch.pictures[index], batch.image
-            image.data = <char *>image.data + index * batch.image_step
-            # A pair of rows shares its chroma.
-            rows = <int>min(<size_t>height, (streamed + row_bytes - 1) // row_bytes + 1 & ~<size_t>1)
-            streamed -= min(streamed, height * row_bytes)
-            rows_to_image(backend, &picture, &image, width, rows, &k, True)
-            move(&picture, &image, rows)
-            rows_to_image(backend, &picture, &image, width, height - rows, &k, False)
+        batch_to_images(
+            batch.pictures, batch.image, batch.image_step, batch.count, batch.width, batch.height, &k, cached)
 
 
 def from_images(images, pictures, colour):
-    """Write ``images`` (B, H, W, 3 or 4) into the pictures' planes, from the last rows to the first: who wrote them
-    did it the other way round, and what is left of them in the cache is their end."""
+    """Write ``images`` (B, H, W, 3 or 4) into the pictures' planes."""
     cdef Batch batch = Batch(pictures, images, True)
-    cdef hr_to_yuv k
-    cdef const hr_backend *backend = chosen
-    cdef hr_picture picture
+    cdef hr_to_yuv k = to_yuv_of(colour)
     cdef hr_image image
     cdef ptrdiff_t index
-    cdef int row, rows, height = batch.height, width = batch.width
-    k.yr, k.yg, k.yb, k.y0, k.ur, k.ug, k.ub, k.vr, k.vg, k.vb = colour.to_yuv
     with nogil:
         for index in range(batch.count - 1, -1, -1):
-            row = (height - 1) // BAND * BAND
-            while row >= 0:
-                picture, image = batch.pictures[index], batch.image
-                image.data = <char *>image.data + index * batch.image_step
-                move(&picture, &image, row)
-                rows = min(BAND, height - row)
-                if picture.step == 0:
-                    backend.image_to_rgb24(&image, &picture, width, rows)
-                else:
-                    backend.from_image(&image, &picture, width, rows, &k)
-                row -= BAND
+            image = batch.image
+            image.data = <char *>image.data + index * batch.image_step
+            image_to_picture(&image, &batch.pictures[index], batch.width, batch.height, &k)
+
+
+# ---- the plain case: I420 without padding and float32, one picture, everything checked here
+
+cdef bint plain_picture(
+    object buffer, bint writable, Py_ssize_t width, Py_ssize_t height, hr_picture *picture, size_t *size):
+    """Whether ``buffer`` is exactly one I420 picture of that size."""
+    cdef Py_buffer view
+    cdef size_t luma, chroma
+    if width < 1 or height < 1 or width > MOST or height > MOST:
+        return False
+    luma = <size_t>width * height
+    chroma = <size_t>((width + 1) // 2) * ((height + 1) // 2)
+    size[0] = luma + 2 * chroma
+    try:
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | (PyBUF_WRITABLE if writable else 0))
+    except (TypeError, ValueError, BufferError):
+        return False
+    cdef bint fits = <size_t>view.len == size[0]
+    picture.y = <uint8_t *>view.buf
+    PyBuffer_Release(&view)
+    picture.u = picture.y + luma
+    picture.v = picture.u + chroma
+    picture.y_stride = width
+    picture.u_stride = picture.v_stride = (width + 1) // 2
+    picture.step = 1
+    return fits
+
+
+cdef bint plain_image(object array, bint writable, int ndim, hr_image *image, int *height, int *width, size_t *size):
+    """Whether ``array`` is one image of whole RGB pixels in float32, with ``ndim`` axes; its rows may have gaps."""
+    cdef Py_buffer view
+    try:
+        PyObject_GetBuffer(array, &view, PyBUF_STRIDES | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
+    except (TypeError, ValueError, BufferError):
+        return False
+    cdef bint fits = (
+        view.ndim == ndim and view.itemsize == 4 and view.format != NULL and view.format[0] == b"f"
+        and view.format[1] == 0 and <size_t>view.buf % 4 == 0)
+    if fits and ndim == 4:
+        fits = view.shape[0] == 1
+    if fits:
+        fits = (
+            0 < view.shape[ndim - 3] <= MOST and 0 < view.shape[ndim - 2] <= MOST and view.shape[ndim - 1] == 3
+            and view.strides[ndim - 1] == 4 and view.strides[ndim - 2] == 12 and view.strides[ndim - 3] % 4 == 0
+            and view.strides[ndim - 3] >= 12 * view.shape[ndim - 2])
+    if fits:
+        height[0], width[0] = view.shape[ndim - 3], view.shape[ndim - 2]
+        image.data, image.stride, image.pixel, image.half = view.buf, view.strides[ndim - 3], 3, 0
+        size[0] = height[0] * <size_t>image.stride
+    PyBuffer_Release(&view)
+    return fits
+
+
+cdef bint apart(const void *one, size_t one_size, const void *other, size_t other_size):
+    return <size_t>one + one_size <= <size_t>other or <size_t>other + other_size <= <size_t>one
+
+
+def plain_to_image(buffer, Py_ssize_t width, Py_ssize_t height, images, colour, size_t cached):
+    """``buffer``, one I420 picture without padding, to ``images`` (1, H, W, 3) float32. False, and nothing was done,
+    where anything is otherwise."""
+    cdef hr_picture picture
+    cdef hr_image image
+    cdef int rows, columns
+    cdef size_t picture_size, image_size
+    if not (
+        plain_picture(buffer, False, width, height, &picture, &picture_size)
+        and plain_image(images, True, 4, &image, &rows, &columns, &image_size)
+        and rows == height and columns == width
+        and apart(picture.y, picture_size, image.data, image_size)):
+        return False
+    cdef hr_to_rgb k = to_rgb_of(colour)
+    with nogil:
+        batch_to_images(&picture, image, 0, 1, columns, rows, &k, cached)
+    return True
+
+
+def plain_from_image(image, buffer, colour):
+    """``image`` (H, W, 3) float32 to ``buffer``, one I420 picture without padding; as above."""
+    cdef hr_picture picture
+    cdef hr_image source
+    cdef int rows, columns
+    cdef size_t picture_size, image_size
+    if not (
+        plain_image(image, False, 3, &source, &rows, &columns, &image_size)
+        and plain_picture(buffer, True, columns, rows, &picture, &picture_size)
+        and apart(picture.y, picture_size, source.data, image_size)):
+        return False
+    cdef hr_to_yuv k = to_yuv_of(colour)
+    with nogil:
+        image_to_picture(&source, &picture, columns, rows, &k)
+    return True
 
 
 def limit_forward(source, destination, bint stream):

@@ -19,8 +19,8 @@ _BAND_HZ = (200.0, 6000.0)
 _LEVEL = 0.2  # of full scale, RMS; peaks stay below it
 
 #: Below this correlation a window is something else: silence, another sound, or two pieces in one. The first window
-#: behind a gap has 6.5 ms from before it, what the encoder still held: 648 of its 960 samples lie where the rest does,
-#: which is 0.61 to 0.65 behind two codecs.
+#: behind a gap has 6.5 ms from before it, what the encoder still held: 648 of its 960 samples lie where the rest
+#: does, which is 0.61 to 0.65 behind two codecs.
 MIN_MATCH = 0.5
 
 Samples = NDArray[np.float32]

@@ -532,3 +532,78 @@ def test_other_threads_run_during_a_conversion(backend: str) -> None:
     finally:
         sys.setswitchinterval(interval)
     assert conversions < 5000
+
+
+# ---- bytes, checked in C where everything is plain
+
+
+@pytest.mark.parametrize("colour", COLOURS, ids=str)
+@pytest.mark.parametrize(("width", "height"), [(2, 2), (16, 16), (33, 7), (854, 480), (1280, 97)])
+def test_bytes_convert_as_pictures_do_and_touch_nothing_else(
+    rng: np.random.Generator, width: int, height: int, colour: Colour
+) -> None:
+    size = cext.picture_bytes(width, height)
+    source = rng.integers(0, 256, size, np.uint8).tobytes()
+    ground = Yard((height, width, 3), np.float32, padding=3)
+    with streaming(4096):
+        cext.bytes_to_images([source], width, height, ground.array[np.newaxis], colour, cached=2048)
+    ground.assert_only_inside()
+    assert_image(ground.array, cext.planes_from_buffer(source, width, height), colour)
+    image = random_image(rng, (height, width, 3), "float32")
+    ground.array[...] = image
+    memory = Yard((1, size), np.uint8, offset=1)
+    cext.image_to_bytes(ground.array, memory.array[0], colour)
+    memory.assert_only_inside()
+    assert_levels(cext.planes_from_buffer(memory.array[0], width, height), image, colour)
+
+
+@pytest.mark.parametrize("pixel_format", FORMATS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_not_plain_takes_the_long_way(
+    rng: np.random.Generator, pixel_format: PixelFormat, dtype: str
+) -> None:
+    width, height, size = 34, 6, cext.picture_bytes(34, 6, pixel_format)
+    sources = [rng.integers(0, 256, size, np.uint8).tobytes() for _ in range(2)]
+    images = np.zeros((2, height, width, 3), dtype)
+    cext.bytes_to_images(sources, width, height, images, pixel_format=pixel_format)
+    alpha = np.concatenate([images, np.ones((2, height, width, 1), dtype)], axis=3)
+    for image, source in zip(alpha, sources, strict=True):
+        assert_image(image[..., :3], cext.planes_from_buffer(source, width, height, pixel_format), Colour())
+        out = bytearray(size)
+        cext.image_to_bytes(image, out, pixel_format=pixel_format)
+        picture = cext.planes_from_buffer(out, width, height, pixel_format)
+        assert_levels(picture, image, Colour())
+
+
+def test_unfit_bytes_are_refused_with_a_sentence() -> None:
+    image, out = _zeros(4, 8, 3), np.full(48, CANARY, np.uint8)
+    whole = np.zeros(8 * 4 * 3, np.float32)
+    inside = whole.view(np.uint8)[16 : 16 + 48]
+    read_only = _zeros(4, 8, 3)
+    read_only.flags.writeable = False
+    crooked = np.lib.stride_tricks.as_strided(np.zeros(400, np.float32), (4, 8, 3), (48, 12, 4))
+    for arguments, sentence in [
+        (([bytes(47)], 8, 4, image[np.newaxis]), "the buffer has 47 bytes, 8x4 i420 needs 48"),
+        (([bytes(48)], 8, 4, read_only[np.newaxis]), "out is read-only"),
+        (([bytes(48)], 8, 4, image), r"out is \(4, 8, 3\), it must be \(B, H, W, C\)"),
+        (([bytes(48)], 8, 4, _zeros(1, 8, 4, 3)), r"out is \(8, 4, 3\), the picture needs \(4, 8, 3\)"),
+        (([bytes(48)], 8, 4, crooked[np.newaxis]), "line size of 48 bytes, less than its rows are long"),
+        (([inside], 8, 4, whole.reshape(1, 4, 8, 3)), "out lies in the memory of a picture"),
+        (([bytes(48)], 8, 0, image[np.newaxis]), "8x0, a picture has at least one pixel"),
+        (([bytes(48)], 1 << 31, 1 << 31, image[np.newaxis]), "the buffer has 48 bytes"),
+        ((["text"], 8, 4, image[np.newaxis]), "no contiguous bytes"),
+        (([], 8, 4, image[np.newaxis]), "1 images for 0 pictures"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            cext.bytes_to_images(*arguments)  # type: ignore[arg-type]
+    for arguments, sentence in [
+        ((image, out[:47]), "the buffer has 47 bytes, 8x4 i420 needs 48"),
+        ((image, bytes(48)), "read-only"),
+        ((image.astype(np.float64), out), "image holds float64"),
+        ((image[:, ::2], out), "gaps between the values of a row"),
+        ((whole.reshape(4, 8, 3), inside), "lies in the memory of the image"),
+        ((None, out), "image"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            cext.image_to_bytes(*arguments)  # type: ignore[arg-type]
+    assert (out == CANARY).all()
