@@ -96,7 +96,12 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed .comfyui/.installed
+# OpenCV is a peer to compare with, and nothing else of ours wants it.
+$(VENV)/.bench: | $(VENV)/.installed
+	$(PIP) --constraint $(VENV)/constraints.txt opencv-python-headless
+	touch $@
+
+bench: $(VENV)/.installed $(VENV)/.bench .comfyui/.installed
 	$(BIN)/python -m bench $(BENCH)
 
 # docs/chaos.md. CHAOS="..." for more arguments of `python -m tests.chaos`.

@@ -22,7 +22,7 @@ from . import kernels
 
 try:
     import cv2
-except ImportError:  # no dependency: `pip install opencv-python-headless` adds its rows
+except ImportError:  # no dependency of the programs; `make bench` installs it
     cv2 = None
 
 ROUNDS, QUICK_ROUNDS = 15, 5

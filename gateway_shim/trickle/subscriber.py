@@ -132,8 +132,10 @@ class Segment:
         silent_s = 0.0
         while True:
             try:
-                async with asyncio.timeout(patience_s):
-                    data = await response.content.readany()
+                data = response.content.read_nowait()
+                if not data:  # nothing is here yet, or it is the end: no timer for what came while we were busy
+                    async with asyncio.timeout(patience_s):
+                        data = await response.content.readany()
             except TimeoutError:
                 silent_s += patience_s
                 if self._subscriber._successor_arrived():
