@@ -43,21 +43,23 @@ def pictures(width: int, height: int) -> list[bytes]:
     return [np.roll(first, 977 * number).tobytes() for number in range(POOL)]
 
 
-def memcpy_ms(planes: Sequence[bytes], rounds: int) -> list[float]:
-    """CPU milliseconds a picture, there and back."""
-    sources = [np.frombuffer(data, np.uint8) for data in planes]
-    there = [np.empty_like(source) for source in sources]
-    back = [np.empty_like(source) for source in sources]
-    took = []
-    for number in range(rounds + 1):  # the first one touches the pages
+class Copies:
+    """The same pictures there and back by memcpy."""
+
+    def __init__(self, planes: Sequence[bytes]) -> None:
+        self._sources = [np.frombuffer(data, np.uint8) for data in planes]
+        self._there = [np.empty_like(source) for source in self._sources]
+        self._back = [np.empty_like(source) for source in self._sources]
+        self.round_ms()  # touches the pages
+
+    def round_ms(self) -> float:
+        """CPU milliseconds a picture, of as many as a round of a lane has."""
         began = cpu_s(os.getpid())
         for _ in range(BATCHES * BATCH // POOL):
-            for source, one, other in zip(sources, there, back, strict=True):
-                np.copyto(one, source)
-                np.copyto(other, one)
-        if number:
-            took.append(1000 * (cpu_s(os.getpid()) - began) / (BATCHES * BATCH))
-    return took
+            for source, there, back in zip(self._sources, self._there, self._back, strict=True):
+                np.copyto(there, source)
+                np.copyto(back, there)
+        return 1000 * (cpu_s(os.getpid()) - began) / (BATCHES * BATCH)
 
 
 class SessionLane:
@@ -92,12 +94,13 @@ class SessionLane:
                 answered += 1
 
 
-async def lane_ms(appliance: Appliance, client: EngineClient, size: str, rounds: int) -> list[float]:
-    """CPU milliseconds a picture, both processes, of each round."""
+async def lane_ms(appliance: Appliance, client: EngineClient, size: str, rounds: int) -> tuple[float, float]:
+    """CPU milliseconds a picture, of the lane in both processes and of memcpy: medians of rounds by turns."""
     width, height = material.SIZES[size]
     planes = pictures(width, height)
+    copies = Copies(planes)
     video = pb.VideoFormat(width=width, height=height)
-    took = []
+    took, copied = [], []
     async with client.open(pb.OpenSession(session_id=f"lane-{size}", video=video, max_batch=BATCH)) as session:
         lane: Any = SessionLane(session, planes, width, height)
         for number in range(rounds + 1):
@@ -107,7 +110,8 @@ async def lane_ms(appliance: Appliance, client: EngineClient, size: str, rounds:
             if number:
                 used = cpu_s(os.getpid()) + cpu_s(appliance.engine_pid) - began
                 took.append(1000 * used / (BATCHES * BATCH))
-    return took
+                copied.append(copies.round_ms())
+    return median(took), median(copied)
 
 
 async def run(appliance: Appliance, *, quick: bool = False, sizes: Sequence[str] = SIZES) -> dict[str, float]:
@@ -123,12 +127,11 @@ async def run(appliance: Appliance, *, quick: bool = False, sizes: Sequence[str]
         await sharing.ready()
         for size in sizes:
             width, height = material.SIZES[size]
-            copied = median(memcpy_ms(pictures(width, height), rounds))
-            carried = median(await lane_ms(appliance, client, size, rounds))
-            results[f"lane_memcpy_{size}_ms"] = copied
+            carried, copied = await lane_ms(appliance, client, size, rounds)
             results[f"lane_bytes_{size}_ms"] = carried
             results[f"lane_bytes_{size}_x_memcpy"] = carried / copied
-            shared = median(await lane_ms(appliance, sharing, size, rounds))
+            shared, copied = await lane_ms(appliance, sharing, size, rounds)
+            results[f"lane_memcpy_{size}_ms"] = copied
             results[f"lane_shm_{size}_ms"] = shared
             results[f"lane_shm_{size}_x_memcpy"] = shared / copied
             gigabytes = 2 * width * height * 1.5 / 1e9

@@ -202,7 +202,7 @@ def test_a_way_that_gives_another_picture_is_no_rival(monkeypatch: pytest.Monkey
 
 
 def test_memcpy_there_and_back_takes_time() -> None:
-    assert all(value > 0 for value in lanes.memcpy_ms(lanes.pictures(WIDTH, HEIGHT), 2))
+    assert lanes.Copies(lanes.pictures(WIDTH, HEIGHT)).round_ms() > 0
 
 
 def test_the_command_line_refuses_parts_that_are_none() -> None:
