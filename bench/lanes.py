@@ -22,7 +22,8 @@ from gateway_shim.engine_session import EngineSession
 from gateway_shim.media.planes import frame_of, rows_of
 from proto import engine_pb2 as pb
 from proto import memory
-from proto.frames import Frame, Results
+from proto.frames import Frame
+from proto.results import Results
 
 from . import material
 from .appliance import Appliance, WrongOutput, cpu_s, running

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from proto.frames import Bytes
+from proto.fields import Bytes
 
 from .audio import Sound
 from .config import Settings

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proto import engine_pb2 as pb
-from proto.frames import FrameResult
+from proto.results import FrameResult
 
 
 @dataclass(slots=True)

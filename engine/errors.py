@@ -16,7 +16,7 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from proto.frames import Malformed
+from proto.fields import Malformed
 
 from .graph.overrides import OverrideError
 from .graph.workflow import Finding, Severity, WorkflowError

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final, TypeAlias
 
 from proto import engine_pb2 as pb
-from proto.frames import Results
+from proto.results import Results
 
 from .backend import Stage
 

@@ -18,7 +18,8 @@ from grpc_reflection.v1alpha import reflection
 import cext
 from proto import VERSION, WIRE_VERSION, engine_pb2_grpc
 from proto import engine_pb2 as pb
-from proto.frames import FrameBatch, encode_response, parse_request
+from proto.frames import FrameBatch, parse_request
+from proto.results import encode_response
 
 from . import wire
 from .core import Engine
@@ -233,7 +234,7 @@ class Server:
         )
         self._service = EngineService(self.engine)
         engine_pb2_grpc.add_EngineServicer_to_server(self._service, self._server)
-        # In place of the generated handler: the same messages without its copies (see proto.frames).
+        # In place of the generated handler: the same messages without its copies (see proto.fields).
         process = grpc.stream_stream_rpc_method_handler(self._service.Process, parse_request, encode_response)
         self._server.add_registered_method_handlers(SERVICE, {"Process": process})
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

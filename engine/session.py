@@ -16,7 +16,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
 from proto import engine_pb2 as pb
-from proto.frames import Frame, FrameResult, Picture, Results
+from proto.frames import Frame
+from proto.results import FrameResult, Picture, Results
 
 from .audio import SoundFeed
 from .backend import FrameIn, GraphFailed, PictureOut, RunResult

@@ -15,7 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from proto import MAX_MESSAGE_BYTES, WIRE_VERSION, engine_pb2_grpc
 from proto import engine_pb2 as pb
-from proto.frames import encode_request, parse_response
+from proto.frames import encode_request
+from proto.results import parse_response
 
 from . import deaths
 from .deaths import Death
@@ -98,7 +99,7 @@ class EngineClient:
     async def __aenter__(self) -> Self:
         self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
         self._stub = engine_pb2_grpc.EngineStub(self._channel)
-        # As the stub's, with our own hand on the messages that carry pictures (see proto.frames).
+        # As the stub's, with our own hand on the messages that carry pictures (see proto.fields).
         self._process = self._channel.stream_stream(f"/{SERVICE}/Process", encode_request, parse_response)
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.address}")
         return self

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proto import engine_pb2 as pb
-from proto.frames import Picture
+from proto.results import Picture
 from proto.ring import NONCE_BYTES, VERSION, Ring, slot_bytes
 
 from .media.rows import Rows, planes_size, write_planes

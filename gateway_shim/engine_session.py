@@ -9,7 +9,8 @@ from typing import Any
 import grpc
 
 from proto import engine_pb2 as pb
-from proto.frames import Frame, FrameBatch, Results
+from proto.frames import Frame, FrameBatch
+from proto.results import Results
 
 from .engine_errors import error_from
 from .engine_lane import EngineLane

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proto.frames import FrameResult
+from proto.results import FrameResult
 
 #: Share of a new measurement in the running estimates of the engine's round trip and of its spread, and how many
 #: spreads are allowed for: TCP's way to a time-out that is rarely wrong (RFC 6298, with a quicker memory).

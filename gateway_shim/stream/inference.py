@@ -13,7 +13,8 @@ from typing import Any
 
 from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
-from proto.frames import Frame, FrameResult, Picture, Results
+from proto.frames import Frame
+from proto.results import FrameResult, Picture, Results
 
 from ..deaths import Death
 from ..engine_choice import first_ready, pick

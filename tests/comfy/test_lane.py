@@ -20,7 +20,8 @@ from engine.config import read
 from gateway_shim.engine_client import EngineClient
 from gateway_shim.media.planes import frame_of, planes_of, rows_of
 from proto import engine_pb2 as pb
-from proto.frames import Frame, Results
+from proto.frames import Frame
+from proto.results import Results
 from tests.comfy.conftest import graph
 from tests.fakes.engine_client import grey
 

@@ -22,7 +22,8 @@ from gateway_shim.engine_client import EngineClient
 from gateway_shim.engine_lane import REPLY_SLOTS, REQUEST_SLOTS, EngineLane
 from gateway_shim.media.planes import frame_of, planes_of, rows_of
 from proto import engine_pb2 as pb
-from proto.frames import Frame, Results
+from proto.frames import Frame
+from proto.results import Results
 from proto.ring import Ring, RingRefused, slot_bytes
 from tests.fakes.engine_backend import StubBackend, workflow
 from tests.fakes.engine_client import Process, connected, eventually, grey, running_engine, settings_for
@@ -448,7 +449,7 @@ async def test_a_killed_engine_leaves_nothing_behind_and_no_picture_is_lost(tmp_
 
 
 async def test_an_engine_that_names_wrong_slots_is_not_believed(lane: EngineLane) -> None:
-    from proto.frames import Picture
+    from proto.results import Picture
 
     for wrong in (Picture(slot=99, width=2, height=2), Picture(slot=1, width=9000, height=9000), Picture(slot=1)):
         with pytest.raises(ValueError, match="slot"):

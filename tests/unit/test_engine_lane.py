@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gateway_shim.engine_lane import REPLY_SLOTS, REQUEST_SLOTS, EngineLane
-from proto.frames import Picture
+from proto.results import Picture
 
 SIZE = (64, 48)
 

@@ -18,7 +18,8 @@ from engine.run import Run
 from engine.session import PIPELINE_FRAMES, VISIT_FRAMES, Session
 from engine.wire import VideoFormat
 from proto import engine_pb2 as pb
-from proto.frames import Frame, FrameResult, Results
+from proto.frames import Frame
+from proto.results import FrameResult, Results
 
 VIDEO = VideoFormat(4, 2)
 PLANES = bytes(VIDEO.frame_bytes)

@@ -6,7 +6,7 @@ from gateway_shim.stream.estimate import BUSY_MEMORY_S, Estimate
 from gateway_shim.stream.pacing import Pacer
 from gateway_shim.stream.state import slow_hint
 from proto import engine_pb2 as pb
-from proto.frames import FrameResult, Picture
+from proto.results import FrameResult, Picture
 
 
 def picture(frame_id: int, graph_us: int = 0, convert_us: int = 0) -> FrameResult:

@@ -11,28 +11,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proto import engine_pb2 as pb
-from proto import frames as by_hand
-from proto.frames import (
-    MAX_ITEMS,
-    Frame,
-    FrameBatch,
-    FrameResult,
-    Malformed,
-    Picture,
-    Planes,
-    Results,
-    encode_request,
-    encode_response,
-    parse_request,
-    parse_response,
-    result_of,
-)
+from proto.fields import MAX_ITEMS, SMALL_BYTES, Malformed, Planes
+from proto.frames import Frame, FrameBatch, encode_request, parse_request
+from proto.results import FrameResult, Picture, Results, encode_response, parse_response, result_of
 
 
-@pytest.fixture(autouse=True, scope="module", params=[0, by_hand.SMALL_BYTES], ids=["by hand", "short by generated"])
+@pytest.fixture(autouse=True, scope="module", params=[0, SMALL_BYTES], ids=["by hand", "short by generated"])
 def small_bytes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Most messages here are short; they are to be written and read by hand as well."""
-    with mock.patch.object(by_hand, "SMALL_BYTES", request.param):
+    with (
+        mock.patch("proto.frames.SMALL_BYTES", request.param),
+        mock.patch("proto.results.SMALL_BYTES", request.param),
+    ):
         yield
 
 
