@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from engine.graph.comfy import ComfyHost
 from engine.graph.rows import ROWS_APART, rows_apart
 from engine.graph.workflow import Prompt, read
 from engine.parameters import Revision
+from engine.run import Run
 from engine.run_clock import RunClock
-from engine.session import Run
 from engine.shared_run import run_together
 from engine.wire import VideoFormat
 from tests.comfy.conftest import graph
@@ -112,31 +113,37 @@ def test_picture_made_of_no_frame_stands_for_all_of_a_batch(backend: ComfyBacken
     assert None not in pictures
 
 
-def run_of(graph: Graph, prompt: Prompt, batch: Sequence[FrameIn]) -> Run:
-    return Run(Revision(1, prompt, graph), batch, [0] * len(batch), RunClock(0.0))
-
-
 def sharing(host: ComfyHost) -> ComfyBackend:
     backend = ComfyBackend(Settings(address="unix:none", runner="plan", share_batches=True))
     backend._host = host
     return backend
 
 
+@contextmanager
+def several(backend: ComfyBackend, prompt: Prompt, count: int) -> Iterator[list[Graph]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(closing(built(backend, prompt))) for _ in range(count)]
+
+
+def check_shared_run(graphs: Sequence[Graph], prompt: Prompt) -> None:
+    """All graphs but the last run a frame each in one run; the last gives what each of these frames gets alone."""
+    *together, separate = graphs
+    ones = [frames(10 * number, 1) for number in range(len(together))]
+    runs = [
+        Run(Revision(1, prompt, graph), one, [0], RunClock(0.0)) for graph, one in zip(together, ones, strict=True)
+    ]
+    for result, one in zip(run_together(runs), ones, strict=True):
+        assert not isinstance(result, Exception)
+        assert result.pictures == alone(separate, prompt, one)
+
+
 @pytest.mark.parametrize("name", APART)
 def test_sessions_that_share_a_run_get_what_each_gets_alone(name: str, host: ComfyHost) -> None:
-    backend, prompt = sharing(host), example(name, host)
-    graphs = [built(backend, prompt) for _ in range(4)]
-    try:
+    prompt = example(name, host)
+    with several(sharing(host), prompt, 4) as graphs:
         if not graphs[0].shares:
             pytest.skip("has a node that is not known to be safe")
-        ones = [frames(10 * number, 1) for number in range(3)]
-        results = run_together([run_of(graph, prompt, one) for graph, one in zip(graphs, ones, strict=False)])
-        for result, one in zip(results, ones, strict=True):
-            assert not isinstance(result, Exception)
-            assert result.pictures == alone(graphs[3], prompt, one)
-    finally:
-        for graph in graphs:
-            graph.close()
+        check_shared_run(graphs, prompt)
 
 
 def test_every_class_that_shares_is_in_an_example_that_does(host: ComfyHost) -> None:
@@ -159,17 +166,8 @@ def test_graph_that_puts_a_batch_into_one_picture_runs_once_a_session(host: Comf
         out=("SaveTensor", {"images": ["over", 0]}),
     )  # fmt: skip
     assert rows_apart(prompt)
-    backend = sharing(host)
-    graphs = [built(backend, prompt) for _ in range(3)]
-    ones = [frames(10 * number, 1) for number in range(2)]
-    try:
-        results = run_together([run_of(each, prompt, one) for each, one in zip(graphs, ones, strict=False)])
-        for result, one in zip(results, ones, strict=True):
-            assert not isinstance(result, Exception)
-            assert result.pictures == alone(graphs[2], prompt, one)
-    finally:
-        for each in graphs:
-            each.close()
+    with several(sharing(host), prompt, 3) as graphs:
+        check_shared_run(graphs, prompt)
 
 
 def test_nothing_is_shared_unless_the_operator_says_so(host: ComfyHost) -> None:
