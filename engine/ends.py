@@ -53,7 +53,29 @@ def opened_message(
     return message
 
 
-def same_ends(one: pb.SessionOpened, other: pb.SessionOpened) -> bool:
+class KnownEnds:
+    """What the client of a session knows of its workflow's ends, after ``message`` told it those of ``revision``."""
+
+    def __init__(self, message: pb.SessionOpened, revision: Revision, video: VideoFormat, audio: AudioFormat) -> None:
+        self._message = message
+        self._revision = revision
+        self._video = video
+        self._audio = audio
+
+    def change(self, revision: Revision) -> pb.SessionOpened | None:
+        """What to tell it now that ``revision`` is in force; None: it knows."""
+        if revision is self._revision:
+            return None
+        self._revision = revision
+        message = opened_message(self._message.session_id, revision, self._video, self._audio)
+        if _same(self._message, message):
+            return None
+        message.shared_memory = self._message.shared_memory
+        self._message = message
+        return message
+
+
+def _same(one: pb.SessionOpened, other: pb.SessionOpened) -> bool:
     """Whether a client has to know of the change; a size that became known is in every picture."""
     return (
         one.HasField("video_output") == other.HasField("video_output")

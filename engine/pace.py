@@ -1,4 +1,4 @@
-"""How long a run of a session takes at least."""
+"""How long a run of a session takes at least, and so how many of them one visit to the executor thread takes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 #: believed. After that a frame runs although it seems too late: the device may have become faster.
 QUICKEST_OF: Final = 8
 BELIEVED_S: Final = 1.0
+
+#: Frames that one visit to the executor thread runs, one after another, where they wait and are so quick: a visit and
+#: a message cost as much CPU as a small frame's conversion. The first answer waits for the last: this long at most.
+VISIT_FRAMES: Final = 8
+VISIT_S: Final = 0.016
 
 
 class Pace:
@@ -35,3 +40,8 @@ class Pace:
     def least(self, revision: Revision, now: float) -> float:
         """What the next run takes at least; 0 when nothing is known of it."""
         return self._quickest if revision is self._of and now < self._until else 0.0
+
+    def per_visit(self, revision: Revision, now: float) -> int:
+        """How many of the next runs fit one visit; 1 when nothing is known of them."""
+        least = self.least(revision, now)
+        return max(1, min(VISIT_FRAMES, int(VISIT_S / least))) if least else 1

@@ -1,4 +1,4 @@
-"""One session: its frames, credits and answers.
+"""One session: its frames, from their arrival to their result.
 
 Everything lives on the event loop; what runs on the executor thread gets a ``Run`` that is complete in itself. For
 every frame that arrives exactly one result leaves, and at every moment
@@ -17,12 +17,14 @@ from typing import Final
 
 from proto import engine_pb2 as pb
 from proto.frames import Frame
-from proto.results import FrameResult, Picture, Results
+from proto.results import FrameResult, Results
 
+from .answers import Answers
 from .audio import SoundFeed
-from .backend import FrameIn, GraphFailed, PictureOut, RunResult
+from .backend import FrameIn, GraphFailed, RunResult
 from .books import Books
-from .ends import opened_message, same_ends
+from .credits import Credits
+from .ends import KnownEnds
 from .errors import EngineError, NoSuchSession
 from .lane import Lane
 from .outbox import Outbox
@@ -33,16 +35,6 @@ from .run_clock import RunClock
 from .wire import VideoFormat
 
 logger = logging.getLogger(__name__)
-
-#: Frames a client may have under way beyond the batch in the graph: one that waits for its turn and one on the wire,
-#: in either direction. Fewer leave the graph idle between frames; each one more adds a whole run of a slow graph to
-#: the latency of every frame (with a graph of 40 ms, five in all were 200 ms old when they came back).
-PIPELINE_FRAMES: Final = 2
-
-#: Frames that one visit to the executor thread runs, one after another, where they wait and are so quick: a visit and
-#: a message cost as much CPU as a small frame's conversion. The first answer waits for the last: this long at most.
-VISIT_FRAMES: Final = 8
-VISIT_S: Final = 0.016
 
 #: Frames of one run at most; a larger wish is cut to this. 16 frames of 1080p are 400 MB as float32 RGB.
 MAX_BATCH: Final = 16
@@ -78,8 +70,8 @@ class Session:
         self._frame_bytes = video.frame_bytes
         self._waiting: deque[Waiting] = deque()
         self._running: Run | None = None
-        self._credits = 0
-        self._extra = 0  # of them, while the graph is quick
+        self._credits = Credits(self._max_batch)
+        self._answers = Answers(video, parameters, self.books, outbox)
         self._last_frame_id = -1
         self._ended = False
         self._failing = False
@@ -89,20 +81,18 @@ class Session:
         self._alike: tuple[Revision, Hashable] | None = None
         self._sound = sound
         self._lane = lane
-        self._told: pb.SessionOpened | None = None  # what the client knows of the workflow's ends
-        self._told_of: Revision | None = None
-        self._deaf_spell = False  # the graph's sound cannot be used, and the client knows
+        self._ends: KnownEnds | None = None
 
     # ---- what the client sends
 
     def opened(self, message: pb.SessionOpened) -> None:
         """Answer the open, with the credits that keep the pipe full."""
-        self._credits = PIPELINE_FRAMES + self._max_batch
         message.shared_memory = self._lane is not None
         if self._sound is not None:
-            self._told, self._told_of = message, self.parameters.current
-            self._sound.follow(self.parameters.current.prompt)
-        self.outbox.put(pb.ProcessResponse(opened=message, credits=self._credits))
+            revision = self.parameters.current
+            self._sound.follow(revision.prompt)
+            self._ends = KnownEnds(message, revision, self.video, self._sound.format)
+        self.outbox.put(pb.ProcessResponse(opened=message, credits=self._credits.left))
 
     def accept(self, frames: Sequence[Frame]) -> None:
         """Take frames in; those that cannot run are answered at once."""
@@ -116,16 +106,15 @@ class Session:
         for message in frames:
             self.books.received += 1
             frame_id, pts = message.frame_id, message.pts
-            if self._credits == 0:
+            if not self._credits.spend():
                 # The credit would be given back to somebody who never had it: none is.
                 refused.append(self.books.dropped(frame_id, pts, pb.Dropped.REASON_NO_CREDIT))
                 continue
-            self._credits -= 1
             problem = self._problem(frame_id, len(message.planes), message.slot)
-            if problem is not None:
+            if problem:
                 self.books.failed += 1
-                refused.append(FrameResult(frame_id, pts, failed=problem))
-                self._credits += 1
+                refused.append(FrameResult(frame_id, pts, failed=self._answers.fault("bad_frame", problem)))
+                self._credits.give(1)
                 credits += 1
                 continue
             self._last_frame_id = frame_id
@@ -160,22 +149,22 @@ class Session:
             self._sound.end()
         self._end_if_drained()
 
-    def _problem(self, frame_id: int, size: int, slot: int) -> pb.Fault | None:
+    def _problem(self, frame_id: int, size: int, slot: int) -> str:
+        """Why the frame cannot run; empty when it can."""
         if slot and self._lane is None:
-            return self._fault("bad_frame", "the frame names a slot, but no shared memory was agreed")
+            return "the frame names a slot, but no shared memory was agreed"
         if slot and self._lane is not None and (text := self._lane.problem(slot)):
-            return self._fault("bad_frame", text)
+            return text
         if slot and size:
-            return self._fault("bad_frame", f"the frame has a slot and {size} bytes of planes; give one")
+            return f"the frame has a slot and {size} bytes of planes; give one"
         if not slot and size != self._frame_bytes:
-            text = (
+            return (
                 f"planes has {size} bytes; {self.video.width}x{self.video.height} {self.video.pixel_format} "
                 f"has {self._frame_bytes}"
             )
-            return self._fault("bad_frame", text)
         if frame_id <= self._last_frame_id:
-            return self._fault("bad_frame", f"frame_id has to grow; {frame_id} came after {self._last_frame_id}")
-        return None
+            return f"frame_id has to grow; {frame_id} came after {self._last_frame_id}"
+        return ""
 
     # ---- what the scheduler asks
 
@@ -225,13 +214,13 @@ class Session:
 
     def _per_visit(self, now: float) -> int:
         """How many frames may run one after another before the first of them is answered."""
-        least = self._pace.least(self.parameters.current, now)
-        if not least or self._failing or self._max_batch > 1:
+        most = self._pace.per_visit(self.parameters.current, now)
+        if most == 1 or self._failing or self._max_batch > 1:
             return 1
         # A run that sessions share, or that a buffer of sound belongs to, is one run.
         if self.alike is not None or (self._sound is not None and self._sound.is_wanted):
             return 1
-        return max(1, min(VISIT_FRAMES, int(VISIT_S / least)))
+        return most
 
     def due_at(self) -> float | None:
         """When the next run should be over, on the session's clock; infinite without a budget.
@@ -263,20 +252,13 @@ class Session:
             late.append(self.books.dropped(waiting.frame.frame_id, waiting.frame.pts, pb.Dropped.REASON_LATE))
             late[-1].waiting_us = int((now - waiting.arrived) * 1e6)
         if late:
-            self._credits += len(late)
             self._answer(late, len(late))
 
     def _follow(self, feed: SoundFeed) -> None:
         """Serve the parameters in force, and say so if their ends are others."""
         revision = self.parameters.current
         feed.follow(revision.prompt)
-        if revision is self._told_of:
-            return
-        self._told_of = revision
-        message = opened_message(self.session_id, revision, self.video, feed.format)
-        if self._told is None or not same_ends(self._told, message):
-            self._told = message
-            message.shared_memory = self._lane is not None
+        if self._ends is not None and (message := self._ends.change(revision)) is not None:
             self.outbox.put(pb.ProcessResponse(opened=message))
 
     def _answer_without_picture(self) -> None:
@@ -286,7 +268,6 @@ class Session:
             for waiting in self._waiting
         ]
         self._waiting.clear()
-        self._credits += len(results)
         self._answer(results, len(results))
 
     def finish(self, run: Run, result: RunResult) -> None:
@@ -298,64 +279,19 @@ class Session:
         self._runs.end(result.graph_us)
         if any(result.pictures):  # text is welcome later too
             self._pace.ran(run.revision, (result.graph_us + result.convert_us) / 1e6, self._clock())
+        results: list[FrameResult] = []
         if run.taken:
             self._waiting.extendleft(reversed(run.taken[len(result.apart) :]))
-            results = []
             for waiting, waited, part in zip(run.taken, run.waiting_us, result.apart, strict=False):
-                results += self._results_of(run, part, [waiting.frame], [waited])
+                self.parameters.succeeded(run.revision, waiting.frame.pts)
+                results += self._answers.of_run(run, part, [waiting.frame], [waited])
         else:
-            results = self._results_of(run, result, run.frames, run.waiting_us)
+            self.parameters.succeeded(run.revision, run.pts)
+            results = self._answers.of_run(run, result, run.frames, run.waiting_us)
         if self._lane is not None:
             self._lane.settle({each.picture.slot for each in results if each.picture is not None})
-        self._answer_run(results)
+        self._answer(results, self._credits.of_run(len(results), self._per_visit(self._clock())))
         self._end_if_drained()
-
-    def _results_of(
-        self, run: Run, result: RunResult, frames: Sequence[FrameIn], waiting_us: Sequence[int]
-    ) -> list[FrameResult]:
-        """For each of these frames of the run one; what else they gave goes out at once."""
-        version = run.revision.version
-        pts = frames[0].pts if frames else run.pts
-        results = []
-        for index, frame in enumerate(frames):
-            picture = result.pictures[index] if index < len(result.pictures) else None
-            if picture is None:
-                message = self.books.dropped(frame.frame_id, frame.pts, pb.Dropped.REASON_NO_OUTPUT)
-            else:
-                self.books.processed += 1
-                message = FrameResult(frame.frame_id, frame.pts, picture=_shown(picture))
-            message.version = version
-            message.graph_us = result.graph_us
-            message.convert_us = result.convert_us
-            message.waiting_us = waiting_us[index]
-            results.append(message)
-        self.parameters.succeeded(run.revision, pts)
-        if result.texts:
-            at = self._text_pts(run, pts)
-            items = [pb.TextItem(pts=at, node_id=node, text=text) for node, text in result.texts]
-            self.outbox.put(pb.ProcessResponse(text=pb.TextBatch(items=items)))
-        if result.sound is not None:
-            block = pb.AudioBlock(pts=result.sound.pts, samples=result.sound.samples)
-            self.outbox.put(pb.ProcessResponse(audio=pb.AudioBatch(blocks=[block])))
-        if result.sound_problem and not self._deaf_spell:
-            self.outbox.put(pb.ProcessResponse(fault=self._fault("bad_sound", result.sound_problem)))
-        self._deaf_spell = bool(result.sound_problem)
-        return results
-
-    def _answer_run(self, results: list[FrameResult]) -> None:
-        """With the credits that they had, and those that a quick graph has beyond: as many frames as a visit takes
-        may wait while as many run."""
-        extra = 2 * (self._per_visit(self._clock()) - 1)
-        change = max(extra - self._extra, -len(results))
-        self._extra += change
-        self._credits += len(results) + change
-        self._answer(results, len(results) + change)
-
-    def _text_pts(self, run: Run, pts: int) -> int:
-        """A moment as pictures tell it, where there are some."""
-        if run.frames or run.sound is None or not self.video.width:
-            return pts
-        return round(pts * run.sound.format.time_base / self.video.time_base)
 
     def fail(self, run: Run, error: GraphFailed) -> None:
         """``run`` raised ``error``: its frames have failed, the session goes on."""
@@ -365,27 +301,17 @@ class Session:
             self._lane.settle()
         self._running = None
         self._runs.end()
-        fault = self._fault(
-            error.code, error.message, error.node_id, error.class_type, error.exception, run.revision.version
-        )
         failed = run.frames
         if run.taken:  # the first failed; the others did not run
             failed = run.frames[:1]
             self._waiting.extendleft(reversed(run.taken[1:]))
-        self.books.failed += len(failed)
         if not self._failing:  # one line for any number of frames in a row
             logger.warning("the graph fails: node %s (%s): %s", error.node_id, error.class_type, error.message)
         self._failing = True
-        results = [
-            FrameResult(frame.frame_id, frame.pts, failed=fault, version=run.revision.version, waiting_us=waited)
-            for frame, waited in zip(failed, run.waiting_us, strict=False)
-        ]
-        self.outbox.put(pb.ProcessResponse(fault=fault))
+        results = self._answers.failed(run, error, failed)
         reverted = self.parameters.failed(run.revision, error)
         if reverted is not None:
-            fault = self._fault("update_reverted", reverted, error.node_id, error.class_type, error.exception)
-            self.outbox.put(pb.ProcessResponse(fault=fault))
-        self._credits += len(results)
+            self._answers.tell(self._answers.fault("update_reverted", reverted, error))
         self._answer(results, len(results))
         self._end_if_drained()
 
@@ -428,30 +354,10 @@ class Session:
         )
 
     def _answer(self, results: list[FrameResult], credits: int) -> None:
+        """Frames that were in flight, and the credits to give for them."""
+        self._credits.give(credits)
         if self._lane is not None:
             for result in results:
                 self._lane.answered(result.frame_id)
         if results:
             self.outbox.put(Results(results, credits))
-
-    def _fault(
-        self,
-        code: str,
-        message: str,
-        node_id: str = "",
-        class_type: str = "",
-        exception: str = "",
-        version: int | None = None,
-    ) -> pb.Fault:
-        at = self.parameters.current.version if version is None else version
-        return self.books.fault(
-            pb.Fault(
-                code=code, message=message, node_id=node_id, class_type=class_type, exception=exception, version=at
-            )
-        )
-
-
-def _shown(picture: PictureOut) -> Picture:
-    """As the client gets it: by its slot, or with its planes."""
-    planes = b"" if picture.slot else picture.planes
-    return Picture(planes, picture.slot, picture.width, picture.height)

@@ -6,7 +6,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from engine.session import PIPELINE_FRAMES, VISIT_FRAMES
+from engine.credits import PIPELINE_FRAMES
+from engine.pace import VISIT_FRAMES
 from proto import engine_pb2 as pb
 from tests.fakes.engine_backend import StubBackend, workflow
 from tests.fakes.engine_client import Client, connected, eventually, grey, running_engine, settings_for

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.backend import FrameIn, GraphFailed, PictureOut, RunResult
+from engine.credits import PIPELINE_FRAMES, Credits
 from engine.graph.workflow import Prompt
 from engine.outbox import Outbox
+from engine.pace import VISIT_FRAMES
 from engine.parameters import Parameters
 from engine.run import Run
-from engine.session import PIPELINE_FRAMES, VISIT_FRAMES, Session
+from engine.session import Session
 from engine.wire import VideoFormat
 from proto import engine_pb2 as pb
 from proto.frames import Frame
@@ -154,10 +156,10 @@ class Books(RuleBasedStateMachine):
         assert reasons.count(pb.Dropped.REASON_LATE) == state.frames_dropped_late
         if not self.session.closed:
             without = reasons.count(pb.Dropped.REASON_NO_CREDIT)
-            assert self.granted - (len(self.sent) - without) == self.session._credits
-            window = self.window + self.session._extra
-            assert self.session._credits + state.frames_in_flight == window, "a credit was lost or made up"
-            assert 0 <= self.session._extra <= 2 * (VISIT_FRAMES - 1)
+            assert self.granted - (len(self.sent) - without) == self.session._credits.left
+            window = self.window + self.session._credits.extra
+            assert self.session._credits.left + state.frames_in_flight == window, "a credit was lost or made up"
+            assert 0 <= self.session._credits.extra <= 2 * (VISIT_FRAMES - 1)
 
 
 class TestBooks(Books.TestCase):  # type: ignore[misc, valid-type, name-defined]
@@ -293,7 +295,7 @@ def visited(graph: Slow, frames: int) -> tuple[Session, Outbox, list[list[int]]]
     session.opened(pb.SessionOpened())
     session.accept([Frame(frame_id=0, planes=PLANES)])
     visits = []
-    session._credits += frames  # as if it had been granted
+    session._credits.give(frames)  # as if it had been granted
     first = True
     while first or session.has_waiting():
         run = session.take()
@@ -317,6 +319,13 @@ def test_a_quick_graph_runs_what_waits_in_one_visit_frame_by_frame() -> None:
     assert session.books.processed == 11
     answers = [response for response in outbox._waiting if isinstance(response, Results)]
     assert [len(answer.results) for answer in answers] == [1, 8, 2], "one message for a visit"
+
+
+def test_the_credits_of_a_quick_graph_come_back_by_not_being_given() -> None:
+    credits = Credits(1)
+    assert credits.of_run(1, 8) == 1 + 14
+    assert [credits.of_run(frames, 1) for frames in (1, 8, 8, 1)] == [0, 0, 3, 1], "a message takes none away"
+    assert credits.extra == 0
 
 
 def test_a_graph_that_takes_its_time_answers_every_frame_at_once() -> None:
