@@ -250,37 +250,39 @@ def from_images(images, pictures, colour):
 
 
 # ---- the plain case: I420 without padding and float32, one picture, everything checked here
+#
+# Whoever else has the memory may be at work while the GIL is released: a bytearray that grows moves, a map that is
+# closed is gone. As long as the buffer is held, either is refused.
 
 cdef bint plain_picture(
-    object buffer, bint writable, Py_ssize_t width, Py_ssize_t height, hr_picture *picture, size_t *size):
-    """Whether ``buffer`` is exactly one I420 picture of that size."""
-    cdef Py_buffer view
+    object buffer, bint writable, Py_ssize_t width, Py_ssize_t height, Py_buffer *view, hr_picture *picture):
+    """Whether ``buffer`` is exactly one I420 picture of that size. ``view`` is the caller's to release then."""
     cdef size_t luma, chroma
     if width < 1 or height < 1 or width > MOST or height > MOST:
         return False
     luma = <size_t>width * height
     chroma = <size_t>((width + 1) // 2) * ((height + 1) // 2)
-    size[0] = luma + 2 * chroma
     try:
-        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | (PyBUF_WRITABLE if writable else 0))
+        PyObject_GetBuffer(buffer, view, PyBUF_SIMPLE | (PyBUF_WRITABLE if writable else 0))
     except (TypeError, ValueError, BufferError):
         return False
-    cdef bint fits = <size_t>view.len == size[0]
+    if <size_t>view.len != luma + 2 * chroma:
+        PyBuffer_Release(view)
+        return False
     picture.y = <uint8_t *>view.buf
-    PyBuffer_Release(&view)
     picture.u = picture.y + luma
     picture.v = picture.u + chroma
     picture.y_stride = width
     picture.u_stride = picture.v_stride = (width + 1) // 2
     picture.step = 1
-    return fits
+    return True
 
 
-cdef bint plain_image(object array, bint writable, int ndim, hr_image *image, int *height, int *width, size_t *size):
-    """Whether ``array`` is one image of whole RGB pixels in float32, with ``ndim`` axes; its rows may have gaps."""
-    cdef Py_buffer view
+cdef bint plain_image(object array, bint writable, int ndim, Py_buffer *view, hr_image *image):
+    """Whether ``array`` is one image of whole RGB pixels in float32, with ``ndim`` axes; its rows may have gaps. As
+    above."""
     try:
-        PyObject_GetBuffer(array, &view, PyBUF_STRIDES | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
+        PyObject_GetBuffer(array, view, PyBUF_STRIDES | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
     except (TypeError, ValueError, BufferError):
         return False
     cdef bint fits = (
@@ -293,52 +295,67 @@ cdef bint plain_image(object array, bint writable, int ndim, hr_image *image, in
             0 < view.shape[ndim - 3] <= MOST and 0 < view.shape[ndim - 2] <= MOST and view.shape[ndim - 1] == 3
             and view.strides[ndim - 1] == 4 and view.strides[ndim - 2] == 12 and view.strides[ndim - 3] % 4 == 0
             and view.strides[ndim - 3] >= 12 * view.shape[ndim - 2])
-    if fits:
-        height[0], width[0] = view.shape[ndim - 3], view.shape[ndim - 2]
-        image.data, image.stride, image.pixel, image.half = view.buf, view.strides[ndim - 3], 3, 0
-        size[0] = height[0] * <size_t>image.stride
-    PyBuffer_Release(&view)
-    return fits
+    if not fits:
+        PyBuffer_Release(view)
+        return False
+    image.data, image.stride, image.pixel, image.half = view.buf, view.strides[ndim - 3], 3, 0
+    return True
 
 
-cdef bint apart(const void *one, size_t one_size, const void *other, size_t other_size):
-    return <size_t>one + one_size <= <size_t>other or <size_t>other + other_size <= <size_t>one
+cdef bint apart(const hr_picture *picture, const Py_buffer *bytes_view, const hr_image *image, int height):
+    cdef size_t one = <size_t>picture.y, other = <size_t>image.data
+    return one + <size_t>bytes_view.len <= other or other + height * <size_t>image.stride <= one
 
 
 def plain_to_image(buffer, Py_ssize_t width, Py_ssize_t height, images, colour, size_t cached):
     """``buffer``, one I420 picture without padding, to ``images`` (1, H, W, 3) float32. False, and nothing was done,
     where anything is otherwise."""
+    cdef Py_buffer read, written
     cdef hr_picture picture
     cdef hr_image image
-    cdef int rows, columns
-    cdef size_t picture_size, image_size
-    if not (
-        plain_picture(buffer, False, width, height, &picture, &picture_size)
-        and plain_image(images, True, 4, &image, &rows, &columns, &image_size)
-        and rows == height and columns == width
-        and apart(picture.y, picture_size, image.data, image_size)):
-        return False
     cdef hr_to_rgb k = to_rgb_of(colour)
-    with nogil:
-        batch_to_images(&picture, image, 0, 1, columns, rows, &k, cached)
-    return True
+    if not plain_picture(buffer, False, width, height, &read, &picture):
+        return False
+    try:
+        if not plain_image(images, True, 4, &written, &image):
+            return False
+        try:
+            if written.shape[1] != height or written.shape[2] != width:
+                return False
+            if not apart(&picture, &read, &image, <int>height):
+                return False
+            with nogil:
+                batch_to_images(&picture, image, 0, 1, <int>width, <int>height, &k, cached)
+            return True
+        finally:
+            PyBuffer_Release(&written)
+    finally:
+        PyBuffer_Release(&read)
 
 
 def plain_from_image(image, buffer, colour):
     """``image`` (H, W, 3) float32 to ``buffer``, one I420 picture without padding; as above."""
+    cdef Py_buffer read, written
     cdef hr_picture picture
     cdef hr_image source
-    cdef int rows, columns
-    cdef size_t picture_size, image_size
-    if not (
-        plain_image(image, False, 3, &source, &rows, &columns, &image_size)
-        and plain_picture(buffer, True, columns, rows, &picture, &picture_size)
-        and apart(picture.y, picture_size, source.data, image_size)):
-        return False
+    cdef int width, height
     cdef hr_to_yuv k = to_yuv_of(colour)
-    with nogil:
-        image_to_picture(&source, &picture, columns, rows, &k)
-    return True
+    if not plain_image(image, False, 3, &read, &source):
+        return False
+    try:
+        height, width = <int>read.shape[0], <int>read.shape[1]
+        if not plain_picture(buffer, True, width, height, &written, &picture):
+            return False
+        try:
+            if not apart(&picture, &written, &source, height):
+                return False
+            with nogil:
+                image_to_picture(&source, &picture, width, height, &k)
+            return True
+        finally:
+            PyBuffer_Release(&written)
+    finally:
+        PyBuffer_Release(&read)
 
 
 def limit_forward(source, destination, bint stream):

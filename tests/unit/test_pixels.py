@@ -607,3 +607,39 @@ def test_unfit_bytes_are_refused_with_a_sentence() -> None:
         with pytest.raises(ValueError, match=sentence):
             cext.image_to_bytes(*arguments)  # type: ignore[arg-type]
     assert (out == CANARY).all()
+
+
+@pytest.mark.parametrize("way", ["to_images", "to_bytes"])
+@pytest.mark.parametrize("let_go", ["bytes", "image"])
+def test_memory_is_held_while_the_interpreter_is_not(backend: str, way: str, let_go: str) -> None:
+    """Let go of in the middle of a conversion it could be unmapped, or move."""
+    if backend == "numpy":
+        pytest.skip("NumPy decides for itself")
+    width, height = 1280, 720
+    planes, images = bytearray(cext.picture_bytes(width, height)), np.zeros((1, height, width, 3), np.float32)
+    stop, views = threading.Event(), [memoryview(b"")]
+
+    def convert() -> None:
+        while not stop.is_set():
+            image = images if way == "to_images" else images[0]
+            taken = {"bytes": memoryview(planes), "image": memoryview(image)}
+            views[0] = taken[let_go]
+            with contextlib.suppress(ValueError):  # it was let go of before the conversion began
+                if way == "to_images":
+                    cext.bytes_to_images([taken["bytes"]], width, height, taken["image"])
+                else:
+                    cext.image_to_bytes(taken["image"], taken["bytes"])
+
+    thread = threading.Thread(target=convert, name="convert")
+    thread.start()
+    try:
+        for _ in range(2000):
+            thread.join(0.0005)  # it goes on meanwhile
+            try:
+                views[0].release()
+            except BufferError:
+                return
+        pytest.fail("nothing held the memory")
+    finally:
+        stop.set()
+        thread.join()
