@@ -1,4 +1,8 @@
-"""The engine's part in one stream: keeps a session open, feeds it, takes its answers, survives its death."""
+"""The engine's part in one stream: opens a session, and another one whenever the engine is lost.
+
+What goes to and fro while a session is open is `Traffic`. Here is which engine is tried and when, what its death or
+a refusal of the workflow leads to, and what callers are told meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,6 @@ from typing import Any
 
 from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
-from proto.frames import Frame
-from proto.results import FrameResult, Picture, Results
 
 from ..deaths import Death
 from ..engine_choice import first_ready, pick
@@ -23,15 +25,14 @@ from ..engine_session import EngineSession
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
 from ..garbage import collect_soon
 from ..media.overlay import Notice
-from ..media.planes import frame_of, rows_of
 from .engine_sound import FORMAT, EngineSound
-from .estimate import Estimate
 from .events import Events
-from .ledger import Outcome, Rate
+from .failures import Failures
 from .loading import Loading
-from .mailbox import Entry, Mailbox
+from .mailbox import Mailbox
 from .pacing import TICKS
 from .parameters import Parameters
+from .traffic import Traffic
 from .vain_deaths import VAIN_DEATHS, VainDeaths
 
 logger = logging.getLogger(__name__)
@@ -49,15 +50,6 @@ SUSPECT_EVERY_S = 1.0
 
 #: How often a stream whose workflow was refused looks whether the engine is another one.
 LOOK_AGAIN_S = 2.0
-
-ERROR_EVERY_S = 1.0
-
-_DROP_REASONS = {
-    pb.Dropped.REASON_LATE: "late",
-    pb.Dropped.REASON_NO_OUTPUT: "no_output",
-    pb.Dropped.REASON_NO_CREDIT: "no_credit",
-    pb.Dropped.REASON_CLOSED: "closed",
-}
 
 
 class Inference:
@@ -80,12 +72,9 @@ class Inference:
         self._engines = engines
         self._mailbox = mailbox
         self._events = events
-        self.budget_s = budget_s  # may change at any time
-        self._on_text = on_text
-        self._loading = Loading(events)
         self._sound = sound
-        self.picture_size: tuple[int, int] | None = None  # of the graph's pictures, when the engine has said it
-        self.gives_pictures = True
+        self._loading = Loading(events)
+        self._vain_deaths = VainDeaths()
         self._format: pb.VideoFormat | None = None
         self._format_known = asyncio.Event()
         self._opened = asyncio.Event()
@@ -96,13 +85,7 @@ class Inference:
         self._session: EngineSession | None = None
         self._attempts = 0
         self._proven = False  # a session opened with these parameters, or with what they were changed from
-        self._logged_at: dict[str, float] = {}  # loop time by reason
-        self.estimate = Estimate()
-        self._answered = asyncio.Event()  # frames came back
-        self._opened_budget_s = budget_s  # what the engine's session counts ages against
-        self._heard_at = 0.0  # loop time of the session's last message
-        self._vain_deaths = VainDeaths()
-        self.last_death: Death | None = None  # why the engine ended before the session was opened again
+        self.failures = Failures(stream_id, events)
         self.parameters = Parameters(
             engines,
             workflow,
@@ -110,11 +93,19 @@ class Inference:
             waits_for_input=lambda: not self._format_known.is_set(),
             version=version,
         )
-        self.rate = Rate()
+        self.traffic = Traffic(
+            stream_id,
+            mailbox,
+            self.parameters,
+            budget_s=budget_s,
+            sound=sound,
+            loading=self._loading,
+            failures=self.failures,
+            vain_deaths=self._vain_deaths,
+            on_text=on_text,
+        )
         self.reopened = 0
-        self.ever_processed = False
-        self.last_error: str | None = None
-        self.last_error_at: float | None = None  # loop time
+        self.last_death: Death | None = None  # why the engine ended before the session was opened again
         self.last_reopen_at: float | None = None  # loop time
 
     @property
@@ -176,7 +167,8 @@ class Inference:
                 await self._run_session(engine)
             except (WorkflowRefused, InvalidRequest) as exc:
                 self._mailbox.refuse("workflow_refused")
-                self._failed("workflow_refused", exc.message, errors=[each.as_json() for each in exc.violations])
+                findings = [each.as_json() for each in exc.violations]
+                self.failures.tell("workflow_refused", exc.message, errors=findings)
                 if self._proven:
                     # It ran before, so what is in the way may pass: memory that the dead engine still holds.
                     pause_s = await self._pause(failed, pause_s)
@@ -188,7 +180,7 @@ class Inference:
             except (EngineGone, NotReady, NoSuchStream) as exc:
                 reason = "engine_busy" if isinstance(exc, NotReady) else "engine_gone"
                 self._mailbox.refuse(reason)
-                self._failed(reason, f"{exc.message}; the stream goes on and the session is opened again")
+                self.failures.tell(reason, f"{exc.message}; the stream goes on and the session is opened again")
                 if isinstance(exc, EngineGone) and await self._died_of_it(engine, pid):
                     continue
                 if self._attempts > attempts:
@@ -203,7 +195,8 @@ class Inference:
             return False
         if self.parameters.back_to_good():
             self._vain_deaths.forgive()
-            self._failed("update_reverted", "the engine died twice of the last update; what worked before holds")
+            text = "the engine died twice of the last update; what worked before holds"
+            self.failures.tell("update_reverted", text)
             return True
         if deaths == VAIN_DEATHS:
             return False
@@ -211,7 +204,7 @@ class Inference:
         death = engine.death
         why = f" ({death.reason})" if death is not None else ""
         text = f"the engine died {deaths} times of this workflow{why}; next try in {pause_s:.0f} s"
-        self._failed("workflow_kills_engine", text)
+        self.failures.tell("workflow_kills_engine", text)
         self.parameters.refused = WorkflowRefused(text)
         self._decided.set()
         self.parameters.replaced.clear()
@@ -242,34 +235,25 @@ class Inference:
             replaced.cancel()
             await asyncio.gather(replaced, return_exceptions=True)
 
-    def _failed(self, reason: str, message: str, **facts: Any) -> None:
-        self.last_error = message
-        self.last_error_at = asyncio.get_running_loop().time()
-        self._events.error(reason, message, **facts)
-        # A graph that fails does so on every frame; the ledger counts them, one line a second is enough here.
-        if self.last_error_at - self._logged_at.get(reason, -ERROR_EVERY_S) >= ERROR_EVERY_S:
-            self._logged_at[reason] = self.last_error_at
-            logger.warning("stream %s: %s: %s", self._stream_id, reason, message)
-
     async def _run_session(self, engine: EngineClient) -> None:
         assert self._format is not None
         loop = asyncio.get_running_loop()
-        self._opened_budget_s = self.budget_s
+        budget_s = self.traffic.budget_s  # it may change while the engine opens the session
         request = pb.OpenSession(
             session_id=self._session_id(),
             wire_version=WIRE_VERSION,
             workflow_json=json.dumps(self.parameters.prompt),
             video=self._format,
             audio=FORMAT,
-            latency_budget_ms=round(self._opened_budget_s * 1000),
+            latency_budget_ms=round(budget_s * 1000),
         )
         # Frames wait for a session that opens at once; a graph that loads for long must not hold them up.
         self._loading.begin()
-        patience = loop.call_later(self.budget_s, self._mailbox.refuse, "loading")
+        patience = loop.call_later(budget_s, self._mailbox.refuse, "loading")
         try:
-            async with engine.open(request, self._on_progress, stream_id=self._stream_id) as session:
+            async with engine.open(request, self.traffic.progressed, stream_id=self._stream_id) as session:
                 patience.cancel()
-                await self._serve(engine, session)
+                await self._serve(engine, session, budget_s)
         finally:
             patience.cancel()
 
@@ -279,28 +263,26 @@ class Inference:
         readable = re.sub(r"[^A-Za-z0-9._-]", "_", self._stream_id)[:64]
         return f"{readable}.{uuid.uuid4().hex[:8]}"
 
-    async def _serve(self, engine: EngineClient, session: EngineSession) -> None:
+    async def _serve(self, engine: EngineClient, session: EngineSession, budget_s: float) -> None:
         logger.info("stream %s: engine session %s is open", self._stream_id, session.session_id)
         if self._attempts:
             collect_soon()  # the loss of the session before it is not being told any more
             self.reopened += 1
             self.last_reopen_at = asyncio.get_running_loop().time()
             self.last_death = engine.death
-            reason = self.last_death.reason if self.last_death is not None else self.last_error
+            reason = self.last_death.reason if self.last_death is not None else self.failures.last
             self._events.send("restart", {"restart_count": self.reopened, "reason": reason})
         self._attempts += 1
         self.parameters.opened(session.opened.version)
         self._proven = True
         self._finished.clear()
-        self._take_ends(session.opened)
+        self.traffic.begin(session.opened, budget_s)
         self._engine, self._session = engine, session
-        self.estimate.reset()
-        self._heard_at = asyncio.get_running_loop().time()
         self._mailbox.accept()
         self._opened.set()
         self._decided.set()
         sides = [
-            asyncio.create_task(self._send(session), name=f"send {self._stream_id}"),
+            asyncio.create_task(self.traffic.send(session), name=f"send {self._stream_id}"),
             asyncio.create_task(self._read(session), name=f"read {self._stream_id}"),
             asyncio.create_task(self._sound.send(session), name=f"send sound {self._stream_id}"),
             asyncio.create_task(self._until_gone(engine), name=f"engine of {self._stream_id}"),
@@ -320,87 +302,22 @@ class Inference:
                 side.cancel()
             await asyncio.gather(*sides, return_exceptions=True)
 
+    async def _read(self, session: EngineSession) -> None:
+        await self.traffic.read(session)
+        if self._finishing:
+            self._finished.set()
+            await asyncio.Event().wait()  # the stream cancels what is left of us
+        raise EngineGone("the engine ended the session")
+
     async def _until_gone(self, engine: EngineClient) -> None:
         """A hung engine keeps its connections open; its client notices that it answers nothing."""
-        now = asyncio.get_running_loop().time
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SUSPECT_EVERY_S):
                     await engine.gone()
                     raise EngineGone("the engine does not answer")
-            if self.estimate.waiting_s(now(), self._heard_at) > SUSPECT_S and not self.parameters.is_updating:
+            if self.traffic.silent_s > SUSPECT_S and not self.parameters.is_updating:
                 engine.suspect()
-
-    def _take_ends(self, opened: pb.SessionOpened) -> None:
-        """What the workflow takes and gives."""
-        size = opened.video_output.width, opened.video_output.height
-        self.picture_size = size if all(size) else None
-        self.gives_pictures = opened.HasField("video_output")
-        self._sound.opened(opened)
-
-    def _on_progress(self, progress: pb.Progress) -> None:
-        self.parameters.heard()
-        self._loading.heard(progress)
-
-    # ---- frames out and in
-
-    async def _send(self, session: EngineSession) -> None:
-        now = asyncio.get_running_loop().time
-        while True:
-            await session.credit()
-            while not self.estimate.room_for_another(self.budget_s, now()):
-                self._answered.clear()
-                await self._answered.wait()
-            await session.send(await self._batch(session))
-
-    async def _batch(self, session: EngineSession) -> list[Frame]:
-        """The oldest frame that can be in time, and those that wait behind it as far as one message takes them.
-
-        Not in the loop above: when the engine dies a traceback keeps that loop, with it the last entry, the picture
-        that it got and the session's shared memory, until the garbage collector comes by.
-        """
-        now = asyncio.get_running_loop().time
-        needed_s = self.estimate.needed_s
-        batch: list[Frame] = []
-        entry = await self._mailbox.take(needed_s)
-        most = min(session.batch, session.credits)
-        while True:
-            self.estimate.sent(entry.frame_id, now())
-            batch.append(session.load(_frame(entry, now(), self._opened_budget_s), rows_of(entry.frame)))
-            if len(batch) >= most or not self.estimate.room_for_another(self.budget_s, now()):
-                return batch
-            waiting = self._mailbox.take_waiting(needed_s)
-            if waiting is None:
-                return batch
-            entry = waiting
-
-    async def _read(self, session: EngineSession) -> None:
-        now = asyncio.get_running_loop().time
-        async for response in session.responses():
-            self._heard_at = now()
-            if isinstance(response, Results):
-                for result in response.results:
-                    self._settle(result)
-                self._answered.set()
-                continue
-            match response.WhichOneof("message"):
-                case "audio":
-                    self._sound.answer(response.audio)
-                case "opened":
-                    self._take_ends(response.opened)
-                case "text":
-                    for item in response.text.items:
-                        self._on_text(item)
-                case "fault":
-                    self._failed(response.fault.code, _sentence(response.fault), node_id=response.fault.node_id)
-                    if response.fault.code == "update_reverted":
-                        self.parameters.reverted()
-                case "progress":
-                    self._on_progress(response.progress)
-        if self._finishing:
-            self._finished.set()
-            await asyncio.Event().wait()  # the stream cancels what is left of us
-        raise EngineGone("the engine ended the session")
 
     async def finish(self) -> None:
         """No frame follows: wait until the engine has said everything, text above all. Cancel `run` afterwards."""
@@ -410,47 +327,6 @@ class Inference:
         with contextlib.suppress(HeadraceError):
             await self._session.end_input()
             await self._finished.wait()
-
-    def _settle(self, result: FrameResult) -> None:
-        self.estimate.answered(result, asyncio.get_running_loop().time())
-        if result.picture is not None:
-            self._show(result, result.picture)
-        elif result.failed is not None:
-            self._mailbox.resolve(result.frame_id, Outcome.FAILED, result.failed.code)
-            self._failed(
-                result.failed.code or "node_failed",
-                _sentence(result.failed),
-                node_id=result.failed.node_id,
-                class_type=result.failed.class_type,
-            )
-        else:
-            number = result.dropped.reason if result.dropped is not None else pb.Dropped.REASON_UNSPECIFIED
-            reason = _DROP_REASONS.get(number, "dropped")
-            self._mailbox.resolve(result.frame_id, Outcome.DROPPED, reason)
-            if reason == "no_output" and not self.gives_pictures:
-                self.ever_processed = True  # that is all it can say of a frame
-                self._worked()
-                self.rate.tick()
-
-    def _show(self, result: FrameResult, picture: Picture) -> None:
-        assert not isinstance(picture.planes, tuple), "what was read is one piece"
-        try:
-            frame = frame_of(picture.planes, picture.width, picture.height)
-            picture.planes = b""  # the frame alone holds a slot: the last response stays here until the next comes
-        except ValueError as exc:
-            self._mailbox.resolve(result.frame_id, Outcome.FAILED, "bad_picture")
-            self._failed("bad_picture", f"the engine's picture cannot be shown: {exc}")
-            return
-        self._mailbox.resolve(result.frame_id, Outcome.PROCESSED, "", frame)
-        self._worked()
-        self.parameters.worked(result.version)
-        if not self.ever_processed:
-            self.ever_processed = True
-            logger.info("stream %s: first processed picture", self._stream_id)
-        self.rate.tick()
-
-    def _worked(self) -> None:
-        self._vain_deaths.worked(asyncio.get_running_loop().time())
 
     # ---- parameters
 
@@ -477,17 +353,3 @@ class Inference:
         while self.refused is None and not self._opened.is_set():
             self._decided.clear()
             await self._decided.wait()
-
-
-def _frame(entry: Entry, now: float, budget_s: float) -> Frame:
-    return Frame(
-        frame_id=entry.frame_id,
-        pts=entry.pts,
-        # Measured against the due time, not the arrival: the last frame of a burst has waited long and is not late.
-        age_ms=max(0, round((budget_s - (entry.due - now)) * 1000)),
-    )
-
-
-def _sentence(fault: pb.Fault) -> str:
-    where = f"node {fault.node_id} ({fault.class_type}): " if fault.node_id else ""
-    return f"{where}{fault.message}"

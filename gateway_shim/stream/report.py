@@ -70,13 +70,13 @@ class Report:
         return StreamFacts(
             running=self.running,
             engine_open=inference.is_open,
-            ever_processed=inference.ever_processed,
+            ever_processed=inference.traffic.ever_processed,
             age_s=now - self._started_at,
             input_age_s=age(self.intake.last_input_at if self.intake else None),
             input_fps=self.intake.rate.per_second if self.intake else 0.0,
             output_age_s=age(self.output.last_output_at if self.output else None),
-            inference_fps=inference.rate.per_second,
-            error_age_s=age(inference.last_error_at),
+            inference_fps=inference.traffic.rate.per_second,
+            error_age_s=age(inference.failures.last_at),
             restart_age_s=age(inference.last_reopen_at),
             workflow_refused=inference.refused is not None,
         )
@@ -84,8 +84,9 @@ class Report:
     def status(self) -> dict[str, Any]:
         """The payload of the ``status`` event, ai-runner's shape and our counters beside it."""
         inference, intake, output = self._inference, self.intake, self.output
+        traffic, failures = inference.traffic, inference.failures
         now = now_ms()
-        sustainable = inference.estimate.sustainable_fps(self._clock())
+        sustainable = traffic.estimate.sustainable_fps(self._clock())
         return {
             "type": "status",
             "pipeline": self._pipeline,
@@ -99,17 +100,17 @@ class Report:
             "inference_status": {
                 "last_output_time": self._wall_ms(output.last_output_at if output else None),
                 "fps": round(output.rate.per_second, 1) if output else 0.0,
-                "processed_fps": round(inference.rate.per_second, 1),
-                "graph_ms": round(inference.estimate.graph_ms, 2),
+                "processed_fps": round(traffic.rate.per_second, 1),
+                "graph_ms": round(traffic.estimate.graph_ms, 2),
                 "lane": inference.lane,
                 "sustainable_fps": sustainable and round(sustainable, 1),
-                "hint": slow_hint(intake.rate.per_second if intake else 0.0, sustainable, inference.budget_s),
+                "hint": slow_hint(intake.rate.per_second if intake else 0.0, sustainable, traffic.budget_s),
                 "last_params_update_time": self._params_at_ms,
                 "last_params": self._params or None,
                 "last_params_hash": self._params_hash,
                 "params_version": inference.parameters.version,
-                "last_error_time": self._wall_ms(inference.last_error_at),
-                "last_error": inference.last_error,
+                "last_error_time": self._wall_ms(failures.last_at),
+                "last_error": failures.last,
                 "last_restart_time": self._wall_ms(inference.last_reopen_at),
                 "last_restart_reason": inference.last_death.reason if inference.last_death else None,
                 "last_restart_logs": inference.last_death.log.splitlines() if inference.last_death else None,

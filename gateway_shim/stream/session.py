@@ -141,7 +141,7 @@ class StreamSession:
         self._keeper.parameters = self._inference.parameters
         self._fallback = Fallback(
             Policy(request.fallback) if request.fallback else settings.fallback,
-            gives_pictures=lambda: self._inference.gives_pictures,
+            gives_pictures=lambda: self._inference.traffic.gives_pictures,
             notice=self._inference.notice,
         )
         self._report = Report(settings.pipeline, self._inference, self._ledger, request.params, self._loop.time)
@@ -399,8 +399,8 @@ class StreamSession:
         if self.request.width is None:
             if entry.result is not None:
                 width, height = entry.result.width, entry.result.height
-            elif self._inference.picture_size is not None:
-                width, height = self._inference.picture_size
+            elif self._inference.traffic.picture_size is not None:
+                width, height = self._inference.traffic.picture_size
         settings = EncoderSettings(
             width=width,
             height=height,
@@ -443,7 +443,7 @@ class StreamSession:
             if update.max_framerate is not None and source is not None:
                 source.max_framerate = update.max_framerate
             if update.latency_budget_ms is not None:
-                self._pacer.budget_s = self._inference.budget_s = update.latency_budget_ms / 1000
+                self._pacer.budget_s = self._inference.traffic.budget_s = update.latency_budget_ms / 1000
             if update.fallback is not None:
                 self._fallback.policy = Policy(update.fallback)
             shown = self._report.updated(body)
