@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -167,7 +168,7 @@ class Journal:
         for path in sorted(self._folder.glob("*.json")):
             try:
                 found.append(self._kept(path))
-            except (OSError, ValueError, TypeError, KeyError) as exc:
+            except Exception as exc:  # it may hold anything; the shim starts in any case, and says so
                 logger.warning("the journal's %s cannot be read and is removed: %r", path.name, exc)
                 path.unlink(missing_ok=True)
         known = {path.stem for path in self._folder.glob("*.json")}
@@ -193,11 +194,19 @@ class Journal:
             tuple(map(float, values["resumed_at"])),
         )
         try:
-            position = Position(**json.loads(path.with_suffix(".pos").read_bytes()))
-            position = position._replace(at=float(position.at))
-        except (OSError, ValueError, TypeError):
-            position = Position(path.stat().st_mtime)  # killed before the first one
+            position = _position(path.with_suffix(".pos").read_bytes())
+        except Exception:  # killed before the first one, or something else damaged it, in whatever way
+            position = Position(path.stat().st_mtime)
         return Kept(facts, position, self.record(request.stream_id))
+
+
+def _position(text: bytes) -> Position:
+    """Raises for what no `Record.reached` has written: who takes the stream up reckons with these numbers."""
+    position = Position(**json.loads(text))
+    numbers = (position.offset, *(number for number in position[1:] if number is not None))
+    if not math.isfinite(position.at) or any(type(number) is not int for number in numbers):
+        raise ValueError(f"no position: {position}")
+    return position._replace(at=float(position.at))
 
 
 def _trimmed(facts: Facts) -> Facts:

@@ -109,15 +109,20 @@ class Streams:
         """
         for kept in left:
             request = kept.facts.request
-            reason = why_not(kept, within_s)
-            if reason is not None:
+            reason, session = why_not(kept, within_s), None
+            if reason is None:
+                try:
+                    session = StreamSession(request, self._engines, self._settings, record=kept.record, kept=kept)
+                except Exception as exc:  # another version may have written anything; the shim starts in any case
+                    reason = f"its record makes no stream: {exc}"
+            if session is None:
                 logger.warning("stream %s: left by a killed shim, handed over: %s", request.stream_id, reason)
                 task = asyncio.create_task(hand_over(kept), name=f"hand over {request.stream_id}")
                 self._handing_over.add(task)
                 task.add_done_callback(self._handing_over.discard)
                 continue
             logger.warning("stream %s: left by a killed shim, resumed after %.1f s", request.stream_id, kept.silent_s)
-            self._begin(StreamSession(request, self._engines, self._settings, record=kept.record, kept=kept))
+            self._begin(session)
         self.on_change()
 
     async def _ending_made_room(self, stream_id: str) -> None:

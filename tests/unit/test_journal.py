@@ -12,7 +12,9 @@ import pytest
 
 from gateway_shim.params import StartRequest
 from gateway_shim.stream.journal import FOLDER, Facts, Journal, Kept, Position, Shape
+from gateway_shim.stream.manager import Streams
 from gateway_shim.stream.resume import MAX_RESUMES, why_not
+from gateway_shim.stream.session import StreamSettings
 
 FACTS = Facts(
     StartRequest("cam", publish_url="http://o/ai/trickle/cam-out", aliases=("kamera",), params={"width": 64}),
@@ -67,7 +69,22 @@ def test_workflow_is_kept_once_and_large_parameters_not_at_all(journal: Journal)
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", '{"format": 1}', '{"format": 2}', "9" * 5000, '{"format":1,"request":{"aliases":[]}}'],
+    [
+        *(
+            "",
+            "{",
+            "[]",
+            "null",
+            '{"format": 1}',
+            '{"format": 2}',
+            "9" * 5000,
+            '{"format":1,"request":{"aliases":[]}}',
+        ),
+        "[" * 5000,
+        '{"format":1,"request":{"stream_id":"bad","publish_url":"http://o","aliases":[]},"prompt":{},"version":1e999}',
+        '{"format":1,"request":{"stream_id":5,"publish_url":"http://o","aliases":[]},"prompt":{},"version":1,'
+        '"shape":null,"resumed_at":[]}',
+    ],
 )
 def test_what_cannot_be_read_is_removed_and_the_rest_is_not(journal: Journal, tmp_path: Path, text: str) -> None:
     journal.record("cam").write(FACTS)
@@ -79,7 +96,16 @@ def test_what_cannot_be_read_is_removed_and_the_rest_is_not(journal: Journal, tm
     assert len(list(folder.iterdir())) == 2, "the record and the lock"
 
 
-@pytest.mark.parametrize("text", [None, "", "{", '{"at": "x"}', '{"nobody": 1}', "[1]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(None, "", "{", "[1]", "5", "null", '"at"', "{}", "[" * 5000, "\0" * 256),
+        *('{"at": "x"}', '{"nobody": 1}', '{"at": 1, "nobody": 1}', '{"at": null}', '{"at": [1]}'),
+        *('{"at": NaN}', '{"at": -Infinity}', '{"at": 1' + "0" * 400 + "}"),
+        *('{"at": 1, "pts": "2"}', '{"at": 1, "pts": 2.5}', '{"at": 1, "source": [2]}', '{"at": 1, "offset": null}'),
+        *('{"at": 1, "input_seq": NaN}', '{"at": 1, "control_seq": true}'),
+    ],
+)
 def test_without_a_position_the_stream_is_as_old_as_its_record(
     journal: Journal, tmp_path: Path, text: str | None
 ) -> None:
@@ -90,6 +116,25 @@ def test_without_a_position_the_stream_is_as_old_as_its_record(
         path.with_suffix(".pos").write_text(text)
     (kept,) = journal.read()
     assert kept.position == Position(1000)
+
+
+async def test_record_that_makes_no_stream_is_handed_over_and_the_others_go_on(
+    journal: Journal, tmp_path: Path
+) -> None:
+    """The policies of another version, for one."""
+    requests = [
+        StartRequest("strange", control_url="http://localhost:9/c", fallback="by magic"),
+        StartRequest("stranger", control_url="http://localhost:9/c", latency_budget_ms="soon"),  # type: ignore[arg-type]
+        StartRequest("good", control_url="http://localhost:9/c"),
+    ]
+    for request in requests:
+        record = journal.record(request.stream_id)
+        record.write(replace(FACTS, request=request))
+        record.reached(Position(time.time()))
+    async with Streams([], capacity=3, settings=StreamSettings(), journal=journal) as streams:
+        streams.take_up(journal.read(), 20.0)
+        assert list(streams.active) == ["good"]
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["lock"]
 
 
 def test_journal_belongs_to_one_shim(journal: Journal, tmp_path: Path) -> None:
