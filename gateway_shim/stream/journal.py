@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -95,16 +96,25 @@ class Record:
         name = hashlib.sha256(stream_id.encode("utf-8", "surrogatepass")).hexdigest()[:24]
         self._facts_path, self._position_path = folder / f"{name}.json", folder / f"{name}.pos"
         self._position: int | None = None  # descriptor
+        self._lock = threading.Lock()  # over the next, and what must not come after it
+        self._removed = False
         self._failed = False
 
     def write(self, facts: Facts) -> None:
-        """Replace what is kept. May take a while for a workflow of megabytes: not on the event loop then."""
+        """Replace what is kept. May take a while for a workflow of megabytes: not on the event loop then.
+
+        A stream that ends meanwhile stays forgotten.
+        """
         part = self._facts_path.with_suffix(".part")
         text = json.dumps({"format": FORMAT, **asdict(_trimmed(facts))}, default=str).encode()
         with self._failures():
+            if self._removed:
+                return
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(text)
-            part.replace(self._facts_path)
+            with self._lock:
+                if not self._removed:
+                    part.replace(self._facts_path)
 
     def reached(self, position: Position) -> None:
         """4 us: one write of one page into the kernel's cache."""
@@ -119,6 +129,8 @@ class Record:
         if self._position is not None:
             os.close(self._position)
             self._position = None
+        with self._lock:
+            self._removed = True
         with self._failures():
             for path in (self._facts_path, self._facts_path.with_suffix(".part"), self._position_path):
                 path.unlink(missing_ok=True)

@@ -96,6 +96,20 @@ def test_what_cannot_be_read_is_removed_and_the_rest_is_not(journal: Journal, tm
     assert len(list(folder.iterdir())) == 2, "the record and the lock"
 
 
+def test_stream_that_ends_while_it_is_written_stays_forgotten(journal: Journal, tmp_path: Path) -> None:
+    record = journal.record("cam")
+
+    class End:
+        def __str__(self) -> str:
+            record.remove()
+            return "over"
+
+    record.write(replace(FACTS, prompt={"1": End()}))
+    record.write(FACTS)
+    assert journal.read() == []
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["lock"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
