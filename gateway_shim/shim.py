@@ -25,7 +25,7 @@ from .settings import Settings
 from .stream.fallback import Policy
 from .stream.journal import Journal
 from .stream.manager import Streams
-from .stream.session import StreamSettings
+from .stream.settings import StreamSettings
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from ..engine_client import EngineClient
 from ..engine_session import EngineSession
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
 from ..garbage import collect_soon
+from ..media.colour import Colour
 from ..media.overlay import Notice
 from .engine_sound import FORMAT, EngineSound
 from .events import Events
@@ -50,6 +51,8 @@ SUSPECT_EVERY_S = 1.0
 
 #: How often a stream whose workflow was refused looks whether the engine is another one.
 LOOK_AGAIN_S = 2.0
+
+_MATRICES = {"bt601": pb.Colour.MATRIX_BT601, "bt709": pb.Colour.MATRIX_BT709}
 
 
 class Inference:
@@ -132,14 +135,17 @@ class Inference:
             return Notice("The engine is being restarted" if self._attempts else "The engine is starting")
         return self._loading.notice()
 
-    def set_format(self, width: int, height: int, colour: pb.Colour) -> None:
+    def set_format(self, width: int, height: int, colour: Colour) -> None:
         """Say what the frames look like; the session opens with the first picture."""
         self._format = pb.VideoFormat(
             width=width,
             height=height,
             time_base=pb.Rational(numerator=1, denominator=TICKS),
             pixel_format=pb.PIXEL_FORMAT_I420,
-            colour=colour,
+            colour=pb.Colour(
+                matrix=_MATRICES[colour.matrix],
+                range=pb.Colour.RANGE_FULL if colour.full_range else pb.Colour.RANGE_LIMITED,
+            ),
         )
         self._format_known.set()
 

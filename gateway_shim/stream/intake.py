@@ -57,15 +57,20 @@ class Intake:
         on_picture: Callable[[Decoded], Awaitable[None]],
         on_sound: Callable[[Sound], None],
         on_first_segment: Callable[[], None] = lambda: None,
+        moved: Callable[[], int] = lambda: 0,
         decoder: DecoderSettings | None = None,
         resumed: Position | None = None,
         name: str = "",
     ) -> None:
-        """resumed: how far the stream was when an earlier shim had it."""
+        """moved: ticks that are added to the stamps of what is handed on.
+
+        resumed: how far the stream was when an earlier shim had it.
+        """
         self._subscriber = subscriber
         self._on_picture = on_picture
         self._on_sound = on_sound
         self._on_first_segment = on_first_segment
+        self._moved = moved
         self._worker = Worker(f"decode {name}")
         self._reader = TsReader()
         self._units: deque[AccessUnit] = deque()  # not decoded yet; the decoder thread's between two hops
@@ -75,7 +80,6 @@ class Intake:
         self._fitter: Fitter | None = None
         self.max_framerate: int | None = None
         self._due_pts: int | None = None  # of the next frame that the cap lets through
-        self.moved = 0  # ticks that are added to the stamps of what is handed on
         self.skipped_by_rate = 0
         self.rate = Rate()
         self.last_input_at: float | None = None  # loop time of the last bytes
@@ -98,7 +102,7 @@ class Intake:
         if seq is None or self._resumed is not None:
             return None
         source, offset = self.decoder.position
-        return source, offset + self.moved, seq
+        return source, offset + self._moved(), seq
 
     def _resume(self, seq: int) -> None:
         """Before the first byte: a segment of which the earlier shim read a part begins before where that was, any

@@ -17,7 +17,8 @@ from ..params import StartRequest
 from .journal import Journal, Kept
 from .parameters import UpdateResult
 from .resume import hand_over, why_not
-from .session import StreamSession, StreamSettings
+from .session import StreamSession
+from .settings import StreamSettings
 from .workflow import raise_for_findings
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ ENDING_WAIT_S = 1.5
 CHECK_TIMEOUT_S = 1.5
 
 #: A stream ends within this after it was told to, or is cut off: two drains, the farewell, and closing channels that
-#: take nothing (session.py). With ``drain_s`` before it this stays below supervisord's stopwaitsecs of 20 s.
+#: take nothing (session.py, channels.py). With ``drain_s`` before it this stays below supervisord's stopwaitsecs
+#: of 20 s.
 END_S = 8.0
 CUT_OFF_S = 4.0
 

@@ -58,8 +58,7 @@ class Output:
         sound: StreamSound,
         ledger: Ledger,
         *,
-        has_audio: Callable[[], bool],
-        settings: Callable[[Entry, bool], EncoderSettings],
+        settings: Callable[[Entry], EncoderSettings],
         fallback: Fallback | None = None,
         before_first: Callable[[], Awaitable[None]],
         on_first_segment: Callable[[], None] = lambda: None,
@@ -78,7 +77,6 @@ class Output:
         self._before_first = before_first
         self._started_at: float | None = None  # loop time of the first picture
         self._ledger = ledger
-        self._has_audio = has_audio
         self._settings = settings
         self._on_first_segment = on_first_segment
         self._before_pictures = before_pictures
@@ -202,7 +200,7 @@ class Output:
         """The chunks of the first of them, one at least, as many as there is time for."""
         encoder = self._encoder
         if encoder is None:
-            encoder = self._encoder = Encoder(self._settings(pictures[0][0], self._has_audio()))
+            encoder = self._encoder = Encoder(self._settings(pictures[0][0]))
         until = time.monotonic() + HOP_S
         encoded = []
         for _, shown in pictures:
