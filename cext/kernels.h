@@ -30,12 +30,16 @@
 /* Columns that the way back takes at a time: the scratch for their chroma is 16 KiB, half of a small L1 cache. */
 #define HR_TILE 4096
 
-/* How far ahead of the loops their memory is asked for. A picture is four or five interleaved streams, which the
- * hardware's own prefetch follows badly. Cold buffers, ratio to the limit without it and with it: forward at 720p
- * AVX2 1.33 and 1.05, AVX-512 1.17 and 1.05; with normal stores, which make it ask for the output too, 1.75 and 1.4,
- * 1.4 and 1.3 at 512x512. 1 KiB is worse, 4 KiB equal; one row at a time with the chroma in a scratch is no better
- * than pairs of rows. On the way back it takes 15 to 20 % off AVX2. */
-#define HR_AHEAD 2048
+/* How far ahead of the loops their memory is asked for, in bytes: of a plane, of an image that is read, of one that is
+ * written through the cache. A picture is four or five interleaved streams, which the hardware's own prefetch follows
+ * badly. Cold buffers, ratio to the limit without it and with 2 KiB: forward at 720p AVX2 1.33 and 1.05, AVX-512 1.17
+ * and 1.05; with normal stores 1.75 and 1.4, 1.4 and 1.3 at 512x512 (with 8 KiB 1.5); one row at a time with the chroma
+ * in a scratch is no better than pairs of rows. An image that is read, AVX-512 at 1080p: 1.40 with 2 KiB, 1.10 with 8.
+ * In the trip, where a codec on the other core wants the memory too, 1080p forward and back in ms a frame: 0.66 and
+ * 0.79 with 2 KiB for all, 0.62 and 0.71 with 4, 0.61 and 0.65 with 4 and 8, 0.66 and 0.64 with 4 and 16. */
+#define HR_AHEAD 4096
+#define HR_READ_AHEAD 8192
+#define HR_WRITE_AHEAD 2048
 
 /* Planes of one picture. I420: three planes, step 1. NV12: v = u + 1, step 2, equal strides. rgb24: y alone. */
 typedef struct {
@@ -110,10 +114,10 @@ HR_INLINE int32_t hr_load32(const uint8_t *bytes) {
     return value;
 }
 
-/* Ask for `columns` pixels of an image that lie HR_AHEAD bytes after column x. Past the end it does nothing. */
-HR_INLINE void hr_prefetch_image(const void *image, ptrdiff_t x, int pixel, int half, int columns) {
+/* Ask for `columns` pixels of an image that lie so many bytes after column x. Past the end it does nothing. */
+HR_INLINE void hr_prefetch_image(const void *image, ptrdiff_t x, int pixel, int half, int columns, int bytes) {
     const int size = pixel * (half ? 2 : 4);
-    const char *ahead = (const char *)image + x * size + HR_AHEAD;
+    const char *ahead = (const char *)image + x * size + bytes;
     for (int byte = 0; byte < columns * size; byte += 64) __builtin_prefetch(ahead + byte);
 }
 

@@ -65,8 +65,8 @@ HR_INLINE TARGET void to_image_as(
         for (; x + 8 <= width; x += 8) {
             hr_prefetch_rows(&rows, x, nv12 ? 2 : 1);
             if (!stream) {
-                hr_prefetch_image(rows.out0, x, 3, half, 8);
-                hr_prefetch_image(rows.out1, x, 3, half, 8);
+                hr_prefetch_image(rows.out0, x, 3, half, 8, HR_WRITE_AHEAD);
+                hr_prefetch_image(rows.out1, x, 3, half, 8, HR_WRITE_AHEAD);
             }
             __m256i y0 = _mm256_set1_epi64x(hr_load64(rows.y0 + x)), y1 = _mm256_set1_epi64x(hr_load64(rows.y1 + x));
             __m256i u, v;
@@ -201,7 +201,7 @@ HR_INLINE TARGET void from_image_as(
                 uint8_t *y = second ? rows.y1 : rows.y0;
                 float *share = scratch;
                 for (int x = start; x < end; x += 16, share += 16) {
-                    hr_prefetch_image(in, x, pixel, half, 16);
+                    hr_prefetch_image(in, x, pixel, half, 16, HR_READ_AHEAD);
                     __m256 low, high;
                     __m256i y_low = yuv8(in, x, pixel, half, &k, &low);
                     __m256i y_high = yuv8(in, x + 8, pixel, half, &k, &high);
@@ -274,7 +274,7 @@ HR_INLINE TARGET void image_to_rgb24_as(
         uint8_t *out = p->y + row * p->y_stride;
         int x = 0;
         for (; x + 8 <= width; x += 8) {
-            hr_prefetch_image(in, x, pixel, half, 8);
+            hr_prefetch_image(in, x, pixel, half, 8, HR_READ_AHEAD);
             __m256 packed[3];
             __m256i levels[3];
             load_packed(in, x, pixel, half, packed);

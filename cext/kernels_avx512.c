@@ -67,8 +67,8 @@ HR_INLINE TARGET void to_image_as(
         for (; x + 16 <= width; x += 16) {
             hr_prefetch_rows(&rows, x, nv12 ? 2 : 1);
             if (!stream) {
-                hr_prefetch_image(rows.out0, x, 3, half, 16);
-                hr_prefetch_image(rows.out1, x, 3, half, 16);
+                hr_prefetch_image(rows.out0, x, 3, half, 16, HR_WRITE_AHEAD);
+                hr_prefetch_image(rows.out1, x, 3, half, 16, HR_WRITE_AHEAD);
             }
             __m512i y0 = sixteen(rows.y0 + x), y1 = sixteen(rows.y1 + x);
             __m512i u, v;
@@ -186,7 +186,7 @@ HR_INLINE TARGET void from_image_as(
                 uint8_t *y = second ? rows.y1 : rows.y0;
                 float *share = scratch;
                 for (int x = start; x < end; x += 16, share += 16) {
-                    hr_prefetch_image(in, x, pixel, half, 16);
+                    hr_prefetch_image(in, x, pixel, half, 16, HR_READ_AHEAD);
                     __m512 sum;
                     _mm_storeu_si128((__m128i *)(y + x), yuv16(in, x, pixel, half, &k, &sum));
                     if (!second) {
@@ -255,7 +255,7 @@ HR_INLINE TARGET void image_to_rgb24_as(
         uint8_t *out = p->y + row * p->y_stride;
         int x = 0;
         for (; x + 16 <= width; x += 16) {
-            hr_prefetch_image(in, x, pixel, half, 16);
+            hr_prefetch_image(in, x, pixel, half, 16, HR_READ_AHEAD);
             __m512 packed[3];
             load_packed(in, x, pixel, half, packed);
             for (int j = 0; j < 3; ++j) {
