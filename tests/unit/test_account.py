@@ -70,8 +70,7 @@ class Account(RuleBasedStateMachine):
                 self.mailbox,
                 StreamSound(AudioGate()),
                 self.ledger,
-                has_audio=lambda: False,
-                settings=lambda entry, audio: pytest.fail("nothing is encoded without a channel"),
+                settings=lambda entry: pytest.fail("nothing is encoded without a channel"),
                 fallback=self.fallback,
                 before_first=nothing,
             )
