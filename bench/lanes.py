@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+import proto.polling  # noqa: F401  first: gRPC reads it when it is imported
 from gateway_shim.engine_client import EngineClient
 from gateway_shim.engine_session import EngineSession
 from gateway_shim.media.planes import frame_of, rows_of

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import proto.polling  # noqa: F401  first: gRPC reads it when it is imported
+
 #: Their order is that of the page: two signed 64-bit numbers each.
 STAGES = ("decode", "encode", "ts", "mux", "copy", "forward", "graph", "back")
 _BYTES = 16 * len(STAGES)

@@ -12,6 +12,7 @@ import sys
 from typing import cast
 
 import cext
+import proto.polling  # noqa: F401  first: gRPC reads it when it is imported
 from proto import VERSION, WIRE_VERSION, memory, parent
 
 from . import children, logs, unix_socket

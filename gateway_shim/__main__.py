@@ -11,6 +11,7 @@ import logging
 import signal
 import sys
 
+import proto.polling  # noqa: F401  first: gRPC reads it when it is imported
 from proto import VERSION, memory, parent
 
 from . import config, garbage, logs

@@ -20,7 +20,7 @@ from proto import engine_pb2 as pb
 from proto.results import Picture
 from proto.ring import NONCE_BYTES, VERSION, Ring, slot_bytes
 
-from .media.rows import Rows, planes_size, write_planes
+from .media.rows import Rows, planes_size, rows_size, write_planes
 
 #: Slots for frames and for pictures: a visit of the engine to its executor takes up to eight frames where they wait,
 #: and pictures wait for the encoder and are shown again. Larger pictures have fewer, since these are most of what a
@@ -114,7 +114,7 @@ class EngineLane:
 
     def put(self, frame_id: int, rows: Rows) -> int:
         """Copy a frame's planes into a free slot, which is given; 0 where there is none, or for another size."""
-        if not self._free or sum(plane.size for plane in rows) != self._size:
+        if not self._free or rows_size(rows) != self._size:
             return 0
         slot = self._frames[frame_id] = self._free.pop()
         # Copy 1 of 2: out of the decoder's rows, which may be padded.

@@ -55,8 +55,7 @@ def _check(frame: av.VideoFrame) -> None:
 
 def plane_views(frame: av.VideoFrame) -> list[NDArray[np.uint8]]:
     """Views of the three planes (H, W) without their padding, valid while the frame lives."""
-    views = []
-    for plane in frame.planes:
-        rows: NDArray[np.uint8] = np.frombuffer(plane, np.uint8)  # type: ignore[call-overload]
-        views.append(rows.reshape(plane.height, plane.line_size)[:, : plane.width])
-    return views
+    return [
+        np.ndarray((plane.height, plane.width), np.uint8, plane, 0, (plane.line_size, 1))  # type: ignore[arg-type]
+        for plane in frame.planes
+    ]

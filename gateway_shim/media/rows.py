@@ -17,19 +17,26 @@ def planes_size(width: int, height: int) -> int:
     return width * height * 3 // 2
 
 
+def rows_size(rows: Rows) -> int:
+    """Bytes of the picture as I420."""
+    size = 0
+    for plane in rows:
+        size += plane.size
+    return size
+
+
 def write_planes(rows: Rows, out: bytearray | memoryview) -> int:
     """Copy a picture to the beginning of ``out`` as I420; the bytes written.
 
     Decoders pad their rows (854 wide has a line size of 896), hence one strided copy per plane.
     Raises ValueError before touching ``out`` if it is too small.
     """
-    size = sum(plane.size for plane in rows)
-    target = np.frombuffer(out, np.uint8)
-    if target.size < size:
-        raise ValueError(f"out has {target.size} bytes, the picture needs {size}")
+    size = rows_size(rows)
+    if len(out) < size:
+        raise ValueError(f"out has {len(out)} bytes, the picture needs {size}")
     at = 0
     for plane in rows:
-        target[at : at + plane.size].reshape(plane.shape)[:] = plane
+        np.ndarray(plane.shape, np.uint8, out, at)[:] = plane
         at += plane.size
     return size
 
