@@ -2,11 +2,13 @@
 
 libavformat's muxer interleaves: with a sound track declared that has not sent anything it held 40 of 40 pictures, and
 one or two with max_interleave_delta=1 (hot-path.md section 5). Readers order by time stamps, so nothing is gained by
-that. Here the bytes of a unit come out at once, and the caller decides where the tables stand. That takes 15 us for a
+that. Here the bytes of a unit come out at once, and the caller decides where the tables stand. That takes 7 us for a
 picture of 12.5 kB; libavformat takes 10.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from .psi import (
     DESCRIPTOR_EXTENSION,
@@ -26,6 +28,7 @@ _STREAM_TYPE_H264 = 0x1B
 _STREAM_ID_VIDEO = 0xE0
 _STREAM_ID_PRIVATE = 0xBD
 
+_PACKET_BYTES = 188
 _PAYLOAD_BYTES = 184
 _STAMP_MASK = (1 << 33) - 1
 # How far the program clock runs behind the decode stamps: the time that a receiver's buffer has to take a picture in.
@@ -54,7 +57,10 @@ class TsWriter:
         clock = bytes([0xE0 | _PID_VIDEO >> 8, _PID_VIDEO & 0xFF, 0xF0, 0])
         self._pmt_section = _section(0x02, _PROGRAM, clock + streams)
         self._counters = {_PID_PAT: 0, _PID_PMT: 0, _PID_VIDEO: 0, _PID_AUDIO: 0}
-        self._plain = {pid: [_header(pid, 0x10 | count) for count in range(16)] for pid in self._counters}
+        self._plain = {
+            pid: np.frombuffer(b"".join(_header(pid, 0x10 | count) for count in range(16)), np.uint8).reshape(16, 4)
+            for pid in self._counters
+        }
 
     def tables(self) -> bytes:
         """PAT and PMT, a packet each. A reader can begin after them."""
@@ -84,8 +90,7 @@ class TsWriter:
     def _packets(self, pid: int, pes: bytes, adaptation: bytes) -> bytes:
         """``pes`` in packets; ``adaptation`` (flags and fields) goes into the first, padding into the last."""
         counter = self._counters[pid]
-        plain = self._plain[pid]
-        parts = []
+        parts: list[bytes | memoryview] = []
         room = _PAYLOAD_BYTES - (1 + len(adaptation) if adaptation else 0)
         if len(pes) < room:
             padded = _padded(adaptation, _PAYLOAD_BYTES - len(pes))
@@ -95,11 +100,14 @@ class TsWriter:
         field = bytes([len(adaptation)]) + adaptation if adaptation else b""
         parts = [_header(pid, (0x30 if adaptation else 0x10) | counter, starts=True), field, pes[:room]]
         counter += 1
-        whole_end = len(pes) - (len(pes) - room) % _PAYLOAD_BYTES
-        for at in range(room, whole_end, _PAYLOAD_BYTES):
-            parts.append(plain[counter & 15])
-            parts.append(pes[at : at + _PAYLOAD_BYTES])
-            counter += 1
+        whole = (len(pes) - room) // _PAYLOAD_BYTES
+        if whole:
+            packets = np.empty((whole, _PACKET_BYTES), np.uint8)
+            packets[:, :4] = self._plain[pid][np.arange(counter, counter + whole) & 15]
+            packets[:, 4:] = np.frombuffer(pes, np.uint8, whole * _PAYLOAD_BYTES, room).reshape(whole, _PAYLOAD_BYTES)
+            parts.append(packets.data)
+            counter += whole
+        whole_end = room + whole * _PAYLOAD_BYTES
         if whole_end < len(pes):
             parts.append(_header(pid, 0x30 | counter & 15))
             parts.append(_padded(b"", _PAYLOAD_BYTES - (len(pes) - whole_end)))

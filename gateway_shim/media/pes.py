@@ -16,7 +16,6 @@ from .psi import Track
 PAYLOAD_BYTES = 184
 # A coded picture above this is damage: level 5.2 allows 240 Mbit/s, 1 MB per frame at 30 fps.
 MAX_UNIT_BYTES = 8 << 20
-_MAX_PARTS = MAX_UNIT_BYTES // PAYLOAD_BYTES
 
 _NO_COUNTER = -1
 
@@ -96,7 +95,7 @@ class PesStream:
         stuffed: the packet has padding before its payload.
         """
         if self.next_counter not in (_NO_COUNTER, counter) and not restarts:
-            tail = self.parts[-1] if self.parts else self._tail
+            tail = self.parts[-1][-PAYLOAD_BYTES:] if self.parts else self._tail
             if counter == (self.next_counter - 1) & 15 and (payload == tail or payload == self._tail):
                 return []  # a packet may be sent twice, section 2.4.3.3
             self.continuity_errors += 1
@@ -124,7 +123,7 @@ class PesStream:
             self.parts.append(payload)
         received = sum(map(len, self.parts))
         if self._size is None:
-            self.room = _MAX_PARTS - len(self.parts)
+            self.room = (MAX_UNIT_BYTES - received) // PAYLOAD_BYTES
             if self.room <= 0:
                 self._lose()
             elif stuffed and self._at_once:

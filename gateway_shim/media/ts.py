@@ -1,24 +1,24 @@
 """Cuts access units out of a live MPEG transport stream, each as soon as its last byte is there.
 
 libavformat on a live stream adds 70 ms to every frame and 0.7 s to the first (hot-path.md section 5); this adds none,
-for 22 us per frame at 3 Mbit/s (32 us when fed in pieces of 1400 bytes). Any bytes are survived: what is damaged is
+for 17 us per frame at 3 Mbit/s (75 us when fed in pieces of 1400 bytes). Any bytes are survived: what is damaged is
 counted and left out.
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 
+import numpy as np
+
 from .clock import Clock
-from .pes import AccessUnit, PesStream
+from .pes import PAYLOAD_BYTES, AccessUnit, PesStream
 from .psi import Kind, SectionReader, Track, first_program, pat_reader, pmt_reader, program_tracks
 
 __all__ = ["AccessUnit", "Track", "TsCounters", "TsReader"]
 
 PACKET_BYTES = 188
 _SYNC = 0x47
-_HEADERS = struct.Struct(">I184x")
 # After a loss of sync a packet counts as one when this many further packets begin at the right distance: a stray 0x47
 # comes once in 256 bytes, three in step once in 90 KB.
 _SYNC_CHECKS = 2
@@ -146,17 +146,27 @@ class TsReader:
 
     def _packets(self, data: bytes, at: int, count: int, units: list[AccessUnit]) -> None:
         self._gone.packets += count
+        if not count:
+            return
         stream_of = self._plain.get
-        window = memoryview(data)[at : at + count * PACKET_BYTES]
-        for (header,) in _HEADERS.iter_unpack(window):
-            stream = stream_of(header & _NOT_COUNTER)
-            if stream is not None and stream.room > 0 and stream.next_counter == header & 15:
-                stream.parts.append(data[at + 4 : at + PACKET_BYTES])
-                stream.room -= 1
-                stream.next_counter = (header + 1) & 15
-            else:
-                self._packet(data, at, header, units)
-            at += PACKET_BYTES
+        headers = np.ndarray(count, ">u4", data, at, PACKET_BYTES).astype(np.uint32)
+        payloads = np.ndarray((count, PAYLOAD_BYTES), np.uint8, data, at + 4, (PACKET_BYTES, 1))
+        # Where a header is not the one before with its counter one further. What lies between is of one kind.
+        breaks = np.flatnonzero(headers[1:] ^ (headers[:-1] & _NOT_COUNTER | headers[:-1] + 1 & 15)) + 1
+        first = 0
+        for end in (*breaks.tolist(), count):
+            while first < end:
+                header = int(headers[first])
+                stream = stream_of(header & _NOT_COUNTER)
+                if stream is not None and stream.room > 0 and stream.next_counter == header & 15:
+                    taken = min(end - first, stream.room)
+                    stream.parts.append(payloads[first : first + taken].tobytes())
+                    stream.room -= taken
+                    stream.next_counter = (header + taken) & 15
+                    first += taken
+                else:
+                    self._packet(data, at + first * PACKET_BYTES, header, units)
+                    first += 1
 
     def _packet(self, data: bytes, at: int, header: int, units: list[AccessUnit]) -> None:
         pid = header >> 8 & 0x1FFF
