@@ -25,8 +25,8 @@ from .media.rows import Rows, planes_size, rows_size, write_planes
 #: Slots for frames and for pictures: a visit of the engine to its executor takes up to eight frames where they wait,
 #: and pictures wait for the encoder and are shown again. Larger pictures have fewer, since these are most of what a
 #: stream weighs: 28 MB at 720p, where 12 and 16 slots are 39 and the trip's overhead is the same (0.24 and 0.25, four
-#: runs); 62 MB at 1080p, where 6 and 8 slots are 43 and the overhead is 0.196 in place of 0.176 (medians of seven runs
-#: by turns). The largest make smaller visits.
+#: runs); 62 MB at 1080p, where 6 and 8 slots are 43 and the overhead is 0.196 in place of 0.176 (medians of seven
+#: runs by turns). The largest make smaller visits.
 REQUEST_SLOTS: Final = 12
 REPLY_SLOTS: Final = 16
 MIDDLE_BYTES: Final = 1 << 20
