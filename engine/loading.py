@@ -113,7 +113,8 @@ class Loading:
         while self.state is LoadState.LOADING and not self._stopped:
             report(Stage("loading", self._waiting or "ComfyUI is loading"))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._settled.wait(), PROGRESS_INTERVAL_S)
+                async with asyncio.timeout(PROGRESS_INTERVAL_S):
+                    await self._settled.wait()
         if self._stopped:
             raise Stopping("the engine stops")
         return self.ready()

@@ -116,7 +116,8 @@ class Parameters:
         effect = _Effect(version)
         self._effects.append(effect)
         try:
-            return await asyncio.wait_for(effect.pts, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await effect.pts
         except TimeoutError:
             return None
         finally:

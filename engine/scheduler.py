@@ -117,7 +117,8 @@ class Scheduler:
     async def quiet(self) -> None:
         """Until no frame waits for the executor thread, BUILD_PATIENCE_S at most."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._quiet.wait(), BUILD_PATIENCE_S)
+            async with asyncio.timeout(BUILD_PATIENCE_S):
+                await self._quiet.wait()
 
     def wake(self, source: Source[Any]) -> None:
         """``source`` has frames; asking twice changes nothing.

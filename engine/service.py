@@ -20,6 +20,7 @@ from proto import VERSION, WIRE_VERSION, engine_pb2_grpc
 from proto import engine_pb2 as pb
 from proto.frames import FrameBatch, parse_request
 from proto.results import encode_response
+from proto.tasks import ended
 
 from . import wire
 from .core import Engine
@@ -83,7 +84,8 @@ class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # ge
     async def idle(self, timeout_s: float) -> None:
         """Until no call is under way, or the time is over."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
 
     @_refusing
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.ServerInfo:
@@ -204,10 +206,9 @@ async def _write(outbox: Outbox, context: Any) -> None:
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
-    """Cancel and await; its outcome was looked at, or does not matter any more."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await task
+    """Its outcome was looked at, or does not matter any more."""
+    with contextlib.suppress(Exception):
+        await ended(task)
 
 
 class Server:

@@ -17,6 +17,7 @@ from proto import MAX_MESSAGE_BYTES, WIRE_VERSION, engine_pb2_grpc
 from proto import engine_pb2 as pb
 from proto.frames import encode_request
 from proto.results import parse_response
+from proto.tasks import ended
 
 from . import deaths
 from .deaths import Death
@@ -105,10 +106,10 @@ class EngineClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._watcher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._watcher
-        await self._channel.close()
+        try:
+            await ended(self._watcher)
+        finally:
+            await self._channel.close()
 
     # ---- who is there
 
@@ -220,9 +221,8 @@ class EngineClient:
         finally:
             for task in (read, suspicion):
                 if task is not None:
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
-                        await task
+                    with contextlib.suppress(grpc.aio.AioRpcError):
+                        await ended(task)
 
     def _state_of(self, health: int) -> EngineState:
         if health != health_pb2.HealthCheckResponse.SERVING:

@@ -90,6 +90,18 @@ def test_environment_is_read_by_the_two_config_modules_and_handed_on_by_the_comm
     assert readers <= allowed, readers - allowed
 
 
+def test_nobody_ends_a_task_by_swallowing_cancellations():
+    """``suppress(CancelledError)`` around an await also swallows the caller's own: ``proto.tasks.ended`` does not."""
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for package in PACKAGES
+        for path in modules(package)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if ("suppress(" in line and "CancelledError" in line) or "asyncio.wait_for(" in line
+    ]
+    assert not found, found
+
+
 def imported(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set()

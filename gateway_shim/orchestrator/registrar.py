@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
+from proto.tasks import ended
+
 from .byoc import Registration, RegistrationFailed, RegistrationRefused
 
 logger = logging.getLogger(__name__)
@@ -79,9 +81,7 @@ class Registrar:
 
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await ended(self._task)
         self._become(RegistrationState.ENDED)
         if self._attempted:  # also after a failure: the answer may have been lost, not the request
             await self._unregister()
