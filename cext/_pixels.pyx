@@ -42,9 +42,9 @@ cdef extern from "kernels.h" nogil:
         void (*rgb24_to_image)(const hr_picture *, const hr_image *, int, int, int) noexcept nogil
         void (*image_to_rgb24)(const hr_image *, const hr_picture *, int, int) noexcept nogil
 
-    const size_t HR_STREAM_BYTES
     const hr_backend hr_c
     const hr_backend *hr_find(const char *name)
+    size_t hr_tune()
     void hr_limit_forward(const uint8_t *source, float *destination, size_t pixels, int stream)
     void hr_limit_back(const float *source, uint8_t *destination, size_t pixels, int ahead)
 
@@ -55,7 +55,7 @@ cdef enum:
     MOST = 1 << 15  # columns and rows of the plain case: no product of two overflows
 
 cdef const hr_backend *chosen = &hr_c
-cdef size_t stream_bytes = HR_STREAM_BYTES
+cdef size_t stream_bytes = hr_tune()
 
 
 def supports(str name):

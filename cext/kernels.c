@@ -167,3 +167,16 @@ const hr_backend *hr_find(const char *name) {
 #endif
     return NULL;
 }
+
+int hr_write_ahead = HR_WRITE_AHEAD;
+
+size_t hr_tune(void) {
+#if HR_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_is("intel") && __builtin_cpu_supports("avx512f")) {
+        hr_write_ahead = 512;
+        return SIZE_MAX;
+    }
+#endif
+    return HR_STREAM_BYTES;
+}

@@ -31,7 +31,7 @@
 #define HR_TILE 4096
 
 /* How far ahead of the loops their memory is asked for, in bytes: of a plane, of an image that is read, of one that is
- * written through the cache. A picture is four or five interleaved streams, which the hardware's own prefetch follows
+ * written through the cache (hr_tune may choose otherwise). A picture is four or five interleaved streams, which the hardware's own prefetch follows
  * badly. Cold buffers, ratio to the limit without it and with 2 KiB: forward at 720p AVX2 1.33 and 1.05, AVX-512 1.17
  * and 1.05; with normal stores 1.75 and 1.4, 1.4 and 1.3 at 512x512 (with 8 KiB 1.5); one row at a time with the chroma
  * in a scratch is no better than pairs of rows. An image that is read, AVX-512 at 1080p: 1.40 with 2 KiB, 1.10 with 8.
@@ -81,6 +81,17 @@ extern const hr_backend hr_avx512;
 
 /* The back end of that name if this CPU can run it, else NULL. */
 const hr_backend *hr_find(const char *name);
+
+/* Sets hr_write_ahead for this CPU and gives the bytes of a call from which on streaming stores pay on it. Once, before
+ * the first conversion.
+ *
+ * On Intel's servers (those with AVX-512) they never pay: a core has ten to sixteen buffers for lines on their way, and
+ * a streaming store holds one until memory itself has the line. Cascade Lake, cold buffers, ratio to the limit, which
+ * is that of normal stores there (1.55 ms at 720p, streaming 1.89), at 512x512, 720p and 1080p: streaming 1.42, 1.57
+ * and 1.60 with AVX2, 1.08, 1.23 and 1.25 with AVX-512; normal with lines asked for 2 KiB ahead 0.93, 0.92 and 0.93,
+ * and 1.18, 1.01 and 1.05; with 512 bytes 1.01, 0.93 and 0.94, and 0.95, 0.91 and 0.95. */
+size_t hr_tune(void);
+extern int hr_write_ahead;
 
 /* One pair of rows in plain C from column x (even) on: the whole of hr_c, and the end of a row for the others.
  * A picture's odd last row comes as a pair of itself with itself. */

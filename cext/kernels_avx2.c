@@ -52,6 +52,7 @@ HR_INLINE TARGET void store8(void *out, ptrdiff_t index, __m256 value, int half,
 HR_INLINE TARGET void to_image_as(
     const hr_picture *p, const hr_image *image, int width, int height, const hr_to_rgb *k, int half, int nv12,
     int stream) {
+    const int write_ahead = hr_write_ahead;
     const __m256 ys = _mm256_set1_ps(k->ys);
     __m256 cu[3], cv[3], c0[3];
     for (int j = 0; j < 3; ++j) {
@@ -65,8 +66,8 @@ HR_INLINE TARGET void to_image_as(
         for (; x + 8 <= width; x += 8) {
             hr_prefetch_rows(&rows, x, nv12 ? 2 : 1);
             if (!stream) {
-                hr_prefetch_image(rows.out0, x, 3, half, 8, HR_WRITE_AHEAD);
-                hr_prefetch_image(rows.out1, x, 3, half, 8, HR_WRITE_AHEAD);
+                hr_prefetch_image(rows.out0, x, 3, half, 8, write_ahead);
+                hr_prefetch_image(rows.out1, x, 3, half, 8, write_ahead);
             }
             __m256i y0 = _mm256_set1_epi64x(hr_load64(rows.y0 + x)), y1 = _mm256_set1_epi64x(hr_load64(rows.y1 + x));
             __m256i u, v;

@@ -54,6 +54,7 @@ HR_INLINE TARGET void store16(void *out, ptrdiff_t index, __m512 value, int half
 HR_INLINE TARGET void to_image_as(
     const hr_picture *p, const hr_image *image, int width, int height, const hr_to_rgb *k, int half, int nv12,
     int stream) {
+    const int write_ahead = hr_write_ahead;
     const __m512 ys = _mm512_set1_ps(k->ys);
     __m512 cu[3], cv[3], c0[3];
     for (int j = 0; j < 3; ++j) {
@@ -67,8 +68,8 @@ HR_INLINE TARGET void to_image_as(
         for (; x + 16 <= width; x += 16) {
             hr_prefetch_rows(&rows, x, nv12 ? 2 : 1);
             if (!stream) {
-                hr_prefetch_image(rows.out0, x, 3, half, 16, HR_WRITE_AHEAD);
-                hr_prefetch_image(rows.out1, x, 3, half, 16, HR_WRITE_AHEAD);
+                hr_prefetch_image(rows.out0, x, 3, half, 16, write_ahead);
+                hr_prefetch_image(rows.out1, x, 3, half, 16, write_ahead);
             }
             __m512i y0 = sixteen(rows.y0 + x), y1 = sixteen(rows.y1 + x);
             __m512i u, v;
