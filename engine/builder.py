@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from .backend import (
@@ -53,6 +54,7 @@ class Builder:
         self._quiet = quiet
         self._in_use = in_use
         self._steps: set[asyncio.Future[Any]] = set()
+        self._turn = asyncio.Lock()
 
     @property
     def busy(self) -> bool:
@@ -158,10 +160,11 @@ class Builder:
         error: Exception | None = None
         try:
             while True:
-                await self._quiet()
-                step: Graph | Aside | None = await self._step(
-                    self._executor.submit(_advance, building, error), reports
-                )
+                async with self._in_turn(reports):
+                    await self._quiet()
+                    step: Graph | Aside | None = await self._step(
+                        self._executor.submit(_advance, building, error), reports
+                    )
                 if not isinstance(step, Aside | None):
                     return step
                 error = None
@@ -179,6 +182,21 @@ class Builder:
             path = f"nodes.{exc.node_id}" if exc.node_id else "workflow_json"
             text = f"the workflow failed while it was loaded and warmed: {where}{exc.message}"
             raise WorkflowRefused(text, [Violation(path, exc.message, exc.code)]) from exc
+
+    @contextlib.asynccontextmanager
+    async def _in_turn(self, reports: _Repeated) -> AsyncIterator[None]:
+        """One build at a time: a frame waits for one step, not for one of each stream that opens."""
+        while True:
+            try:
+                async with asyncio.timeout(PROGRESS_INTERVAL_S):
+                    await self._turn.acquire()
+                break
+            except TimeoutError:
+                reports.again()
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     async def _step(self, step: asyncio.Future[Any], reports: _Repeated) -> Any:
         """The step's result. Not cancelled with the caller: what runs cannot be, and would be nobody's."""

@@ -158,6 +158,13 @@ class Settings:
         "restarts the engine; 0: any time",
         4.0,
     )
+    # Frames of every session wait behind a step; the longest honest ones compile a model for the device.
+    step_limit_s: float = _option(
+        _seconds,
+        "seconds that one step of loading or warming a workflow may take before the watchdog restarts the engine; "
+        "0: any time",
+        300.0,
+    )
     # Below the 10 s after which supervisor kills (stopwaitsecs).
     grace_s: float = _option(_seconds, "seconds that sessions and a running graph get at the end", 5.0)
     allow_nodes: tuple[str, ...] = _option(

@@ -155,6 +155,15 @@ class Engine:
         running = self._scheduler.running
         return running.clock if isinstance(running, Run) else None
 
+    @property
+    def step_ms(self) -> int:
+        """Since the longest job under way began that is no run of a session: a step of a build, a check, an end. 0:
+        there is none, or ComfyUI itself is being loaded."""
+        clock = self.run_clock
+        of_a_run = clock is not None and clock.run_ms > 0
+        mine = 0 if of_a_run or self._loading.state is LoadState.LOADING else self._executor.job_ms
+        return max(mine, self._loader.job_ms)
+
     async def check(self, workflow_json: str) -> tuple[list[Finding], Prompt | None]:
         """Everything that is wrong with a workflow, and the prompt that would run. Raises NotReady while ComfyUI
         loads."""

@@ -14,6 +14,7 @@ import logging
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
@@ -53,6 +54,7 @@ class Executor:
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
+        self._began: float | None = None  # when the job under way did, time.monotonic() seconds
         self.busy = Busy()
 
     def start(self) -> None:
@@ -75,6 +77,12 @@ class Executor:
         self._jobs.put(_Job(plain, done, contextvars.copy_context()))
         return done
 
+    @property
+    def job_ms(self) -> int:
+        """Since the job that is under way began, at least 1; 0: none is. Any thread may ask."""
+        began = self._began
+        return 0 if began is None else max(1, round((time.monotonic() - began) * 1000))
+
     async def stop(self, deadline_s: float) -> bool:
         """End the thread after what was submitted and not cancelled. False: still busy at the deadline."""
         if self._loop is None:
@@ -94,7 +102,9 @@ class Executor:
             while (job := self._next()) is not None:
                 if not job.done.cancelled():
                     self.busy.turns(True)
+                    self._began = time.monotonic()
                     self._run(job, loop)
+                    self._began = None
                     self.busy.turns(False)
                 # The job holds the frames that it ran on; keep them no longer than the run.
                 del job

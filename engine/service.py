@@ -136,6 +136,8 @@ class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # ge
         answer = pb.ListSessionsResponse(sessions=states, preparing=self._engine.preparing)
         if (clock := self._engine.run_clock) is not None:
             answer.run_ms, answer.run_limit_ms = clock.run_ms, clock.limit_ms
+        answer.step_ms = self._engine.step_ms
+        answer.step_limit_ms = round(self._engine.settings.step_limit_s * 1000)
         return answer
 
     @_refusing

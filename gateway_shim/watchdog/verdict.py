@@ -28,6 +28,8 @@ class Answer:
     preparing: bool = False
     run_ms: int = 0
     run_limit_ms: int = 0
+    step_ms: int = 0
+    step_limit_ms: int = 0
 
 
 @dataclass
@@ -48,10 +50,7 @@ class Patience:
             self._pid, self._heard_at, self._last = pid, now, None
         if isinstance(answer, Answer):
             self._heard_at, self._last = now, answer
-            if not answer.preparing and 0 < answer.run_limit_ms < answer.run_ms:
-                run_s, limit_s = answer.run_ms / 1000, answer.run_limit_ms / 1000
-                return f"a run of its graph took {run_s:.1f} s so far, more than {limit_s:.1f} s is a hang"
-            return ""
+            return _hang(answer)
         if stopped:
             return "was stopped (SIGSTOP) and not continued"
         silent_s = now - self._heard_at
@@ -60,3 +59,18 @@ class Patience:
         if self._last is not None and not self._last.preparing:
             return f"did not answer within {self.probe_s:g} s"
         return f"did not answer for {silent_s:.0f} s" if silent_s > LOADING_SILENCE_S else ""
+
+
+def _hang(answer: Answer) -> str:
+    limit_ms = answer.run_limit_ms
+    if answer.preparing:  # a library that is bound beside the run may hold the interpreter's lock
+        limit_ms = max(limit_ms, round(1000 * LOADING_SILENCE_S))
+    if answer.run_limit_ms and answer.run_ms > limit_ms:
+        return _too_long("a run of its graph", answer.run_ms, limit_ms)
+    if 0 < answer.step_limit_ms < answer.step_ms:
+        return _too_long("a step of loading a workflow", answer.step_ms, answer.step_limit_ms)
+    return ""
+
+
+def _too_long(what: str, took_ms: int, limit_ms: int) -> str:
+    return f"{what} took {took_ms / 1000:.1f} s so far, more than {limit_ms / 1000:.1f} s is a hang"

@@ -148,7 +148,7 @@ def _answer(call: Any) -> Answer | Silence:
     except grpc.RpcError as exc:
         refused = exc.code() is grpc.StatusCode.UNAVAILABLE
         return Silence.REFUSED if refused else Silence.TIMEOUT
-    return Answer(found.preparing, found.run_ms, found.run_limit_ms)
+    return Answer(found.preparing, found.run_ms, found.run_limit_ms, found.step_ms, found.step_limit_ms)
 
 
 def is_stopped(pid: int) -> bool:

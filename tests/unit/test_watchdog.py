@@ -39,6 +39,17 @@ def test_graph_that_does_not_return_is_a_hang_but_not_while_something_loads():
     assert "4.0 s" in patience(QUIET).verdict(7, Answer(run_ms=4001, run_limit_ms=4000), 5.0, stopped=False)
     late = Answer(preparing=True, run_ms=4001, run_limit_ms=4000)
     assert patience(QUIET).verdict(7, late, 5.0, stopped=False) == ""
+    late = Answer(preparing=True, run_ms=60_001, run_limit_ms=4000)
+    assert "60.0 s" in patience(QUIET).verdict(7, late, 5.0, stopped=False)
+
+
+def test_step_of_a_build_that_does_not_return_is_a_hang_too():
+    slow = Answer(preparing=True, step_ms=299_000, step_limit_ms=300_000)
+    assert patience(LOADING).verdict(7, slow, 5.0, stopped=False) == ""
+    stuck = Answer(preparing=True, step_ms=301_000, step_limit_ms=300_000)
+    assert "a step of loading a workflow" in patience(LOADING).verdict(7, stuck, 5.0, stopped=False)
+    endless = Answer(preparing=True, step_ms=900_000, step_limit_ms=0)
+    assert patience(LOADING).verdict(7, endless, 5.0, stopped=False) == "", "without a limit"
 
 
 @pytest.mark.parametrize("before", [(), (LOADING,), (QUIET, LOADING)])
