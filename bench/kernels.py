@@ -4,7 +4,8 @@ One thread, all buffers cold: every call has its own input and output out of mor
 round in a shuffled order, so that a busy neighbour hits all alike and nobody always follows the same other. Figures
 are medians; compare ratios of one run, never milliseconds of two.
 
-The limit reads and writes the bytes of the float32 conversion without arithmetic, the best of its variants.
+The limit reads and writes the bytes of the float32 conversion without arithmetic, the best of its variants. What
+every conversion gives is compared with the definition in 64-bit floats before anything is timed.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cext
-from cext import _pixels
+from cext import _pixels, _pixels_py
 
 SIZES = {"512": (512, 512), "720p": (1280, 720), "1080p": (1920, 1080)}
 POOL_BYTES = 128 << 20  # four times the last-level cache of the machine that the goals were set on
 WARM_UP = 2
+
+#: Largest error, in 0..1 forward by type of the image, and in levels back of the value before rounding: a half of
+#: rounding, and what a half-precision float in 0..1 is off by before it is multiplied by 219.
+FORWARD_ERROR = {"float32": 3e-7, "float16": 3e-4}
+BACK_ERROR = {"float32": 0.501, "float16": 0.501}
 
 Call = Callable[[int], None]
 
@@ -111,6 +117,35 @@ def candidates(pool: Pool) -> dict[str, Call]:
     }
 
 
+def check(pool: Pool) -> None:
+    """Each conversion of each back end on the first buffers. Raises AssertionError where one is wrong; the images are
+    as they were then."""
+    before = [pool.images[0].copy(), pool.halves[0].copy()]
+    wanted = {
+        "i420": _pixels_py.exact_image(pool.pictures[0].arrays, cext.DEFAULT_COLOUR),
+        "nv12": _pixels_py.exact_image(pool.nv12[0].arrays, cext.DEFAULT_COLOUR),
+    }
+    for name, call in candidates(pool).items():
+        kind, _, backend = name.rpartition("_")
+        if kind.startswith("limit"):
+            continue
+        image = pool.halves[0] if kind.endswith("f16") else pool.images[0]
+        image[...], saved = before[image is pool.halves[0]], pool.flat[0].copy()
+        if kind.startswith("forward"):
+            call(0)
+            error = float(np.abs(image - wanted["nv12" if "nv12" in kind else "i420"]).max())
+            limit = FORWARD_ERROR[image.dtype.name]
+        else:
+            exact = _pixels_py.exact_planes(image, 3, cext.DEFAULT_COLOUR)
+            call(0)
+            planes = zip(pool.pictures[0].arrays, exact, strict=True)
+            error = max(float(np.abs(plane - levels).max()) for plane, levels in planes)
+            limit = BACK_ERROR[image.dtype.name]
+        pool.flat[0][...] = saved
+        assert error <= limit, f"{kind} with {backend} is off by {error:.3g}, more than {limit:g}"
+    pool.images[0][...], pool.halves[0][...] = before
+
+
 def measure(calls: dict[str, Call], buffers: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of every call in every round."""
     names = list(calls)
@@ -137,6 +172,8 @@ def run(rounds: int = 60) -> dict[str, float]:
     try:
         for size, (width, height) in SIZES.items():
             pool = pool_of(width, height)
+            if size == "512":  # the same code for every size, and half a second more a megapixel
+                check(pool)
             seconds = measure(candidates(pool), len(pool), rounds)
             medians = {name: median(times) for name, times in seconds.items()}
             limits = {

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 
+import cext
 from bench import alone, appliance, kernels, lanes, latency, material, peers, trip
 from bench.timed import Page
 from gateway_shim.localnet import numbered, probe
@@ -199,6 +200,19 @@ def test_a_way_that_gives_another_picture_is_no_rival(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ways, "_torch", lambda index: np.zeros((HEIGHT, WIDTH, 3), np.float32))
     with pytest.raises(AssertionError, match="torch differs"):
         peers.check(ways)
+
+
+def test_a_kernel_that_gives_another_picture_has_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "POOL_BYTES", 1)
+    pool = kernels.pool_of(WIDTH, HEIGHT)
+    kernels.check(pool)
+    monkeypatch.setitem(kernels.FORWARD_ERROR, "float32", 1e-9)
+    with pytest.raises(AssertionError, match="forward.* is off by"):
+        kernels.check(pool)
+    monkeypatch.undo()
+    monkeypatch.setattr(cext, "image_to_i420", lambda image, planes: planes.arrays[1].fill(0))
+    with pytest.raises(AssertionError, match="back.* is off by"):
+        kernels.check(pool)
 
 
 def test_memcpy_there_and_back_takes_time() -> None:
