@@ -63,12 +63,12 @@ class ExecutorRunner:
     def load(self, prompt: Prompt) -> None:
         """Take a prompt with fresh caches and node instances. Raises WorkflowError; the runner is as before then."""
         checked = self._host.require_valid(prompt)
-        self._executor, self._stamps, self.reason = self._new_executor()
+        self._begin_anew()
         self._take(checked)
 
     def adopt(self, prompt: Prompt, instances: Mapping[tuple[str, str], Any]) -> None:
         """Take a checked prompt over from another runner, with its node instances by (node id, class_type)."""
-        self._executor, self._stamps, self.reason = self._new_executor()
+        self._begin_anew()
         self._executor.caches.objects.cache.update(instances)
         self._take(prompt)
 
@@ -92,6 +92,11 @@ class ExecutorRunner:
             if getattr(classes[node["class_type"]], "OUTPUT_NODE", False) is True
         ]
         self._stamps.take(prompt)
+
+    def _begin_anew(self) -> None:
+        before = self._executor
+        self._executor, self._stamps, self.reason = self._new_executor()
+        _empty(before)
 
     def _new_executor(self) -> tuple[Any, Stamps, str]:
         """By signature, because the constructor differs between versions; CLASSIC caching, because the others run
@@ -148,6 +153,7 @@ class ExecutorRunner:
             raise NodeFailed("", "", type(exc).__name__, str(exc)) from exc
         finally:
             self._ticking = False
+            _drop_expansion(self._executor)
         # Not ``success``: a cycle that comes out of an expansion ends the run and leaves that as it was.
         if self._executor.status_messages[-1][0] != "execution_success":
             raise self._failure()
@@ -172,4 +178,29 @@ class ExecutorRunner:
 
     def close(self) -> None:
         """Drop caches and node instances; models stay with ComfyUI, which unloads them when memory runs short."""
-        self._executor, self._prompt, self._outputs = None, {}, []
+        before, self._executor = self._executor, None
+        self._prompt, self._outputs = {}, []
+        _empty(before)
+
+
+def _empty(executor: Any) -> None:
+    """Free what the caches of an executor hold at once; it runs no more. None: there is none.
+
+    The caches are cycles (``is_changed_cache.outputs_cache`` is the cache itself), and what a build leaves is out of
+    the collector's sight (``settle_heap``): models and last pictures would stay as long as any session runs.
+    """
+    for cache in getattr(getattr(executor, "caches", None), "all", ()):
+        for kept in (getattr(cache, "cache", None), getattr(cache, "subcaches", None)):
+            if isinstance(kept, dict):
+                kept.clear()
+        for name in ("is_changed_cache", "cache_key_set"):
+            if hasattr(cache, name):
+                setattr(cache, name, None)
+
+
+def _drop_expansion(executor: Any) -> None:
+    """Let go of the nodes that the run which is over expanded into: there may be models and tensors among their
+    inputs, and ComfyUI's progress registry, a cycle too, keeps the run's nodes. The next run expands anew."""
+    nodes = getattr(getattr(executor.caches.outputs, "dynprompt", None), "ephemeral_prompt", None)
+    if isinstance(nodes, dict):
+        nodes.clear()

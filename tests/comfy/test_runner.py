@@ -1,14 +1,18 @@
 """The real executor over live pictures: what runs, what stays cached, what a failure leaves."""
 
 import copy
+import gc
 import logging
 import threading
 import time
+import weakref
+from typing import ClassVar
 
 import pytest
 import torch
 
 from engine.graph.overrides import OverrideError, apply
+from engine.graph.plan import PlanRunner
 from engine.graph.runner import NodeFailed, TickInput, TickInterrupted
 from engine.graph.workflow import WorkflowError
 from tests.fakes import nodes as fakes
@@ -236,3 +240,60 @@ def test_an_executor_whose_caches_are_unknown_keeps_its_own_keys(host, monkeypat
     runner.load(MIXED)
     assert "its own cache keys" in runner.reason
     assert [shown(runner, level) for level in (0.0, 1.0)] == [0.25, 0.75]
+
+
+class Remembered:
+    """A static picture that can be asked for later, and, where it ``expands``, a node out of nowhere that gets it."""
+
+    CATEGORY = "fakes"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+    made: ClassVar[list] = []
+    expands = False
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        from comfy_execution.graph_utils import GraphBuilder
+
+        image = picture(0.5)
+        Remembered.made.append(weakref.ref(image))
+        if not Remembered.expands:
+            return (image,)
+        builder = GraphBuilder()
+        inner = builder.node("ImageInvert", image=image)
+        return {"result": (inner.out(0),), "expand": builder.finalize()}
+
+
+@pytest.fixture
+def remembered(host):
+    host.add_nodes({"Remembered": Remembered})
+    Remembered.made, Remembered.expands = [], False
+    gc.collect()
+    gc.disable()  # what goes has to go by itself
+    yield Remembered
+    gc.enable()
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize("expands", [False, True])
+def test_what_a_frozen_heap_holds_of_a_closed_runner_is_freed(host, runner, remembered, expands):
+    """A build ends with ``gc.freeze``: cycles that hold models are garbage for ever then."""
+    remembered.expands = expands
+    prompt = graph(
+        kept=("Remembered", {}),
+        mix=("Average", {"one": ["live", 0], "other": ["kept", 0]}),
+        save=("SaveTensor", {"images": ["mix", 0]}),
+    )
+    if isinstance(runner, PlanRunner) and expands:
+        pytest.skip("the plan holds no expansion")
+    for end in (lambda: runner.load(MIXED), runner.close):
+        runner.load(prompt)
+        shown(runner, 0.0)
+        gc.freeze()
+        shown(runner, 1.0)
+        end()
+        assert remembered.made
+        assert [made() for made in remembered.made] == [None] * len(remembered.made)
