@@ -39,6 +39,7 @@ from .graph.policy import Policy
 from .graph.rows import rows_apart
 from .graph.runner import NodeFailed, Runner, TickInput, TickInterrupted, TickOutput
 from .graph.schema import NodeDefinition
+from .graph.side_loading import Shelf
 from .graph.sound import NotSound, silence, to_samples, to_waveform
 from .graph.static import is_loader, static_nodes
 from .graph.tensors import Converter, NotAnImage
@@ -277,13 +278,13 @@ class ComfyBackend:
         graph = ComfyGraph(runner, prompt, video, self._placement, settings.share_batches)
         frames = self._settings.warm_up_frames
         planes = bytes([WARM_UP_LEVEL]) * video.frame_bytes
-        checked, _ = self._loaded.checked(prompt)  # with the values that the nodes will get
+        shelf: Shelf = {}
         try:
             yield None
-            yield from self._prepare(graph, prompt, checked, report)
+            yield from self._prepare(graph, prompt, shelf, report)
             for number in range(frames):
                 report(Stage("warming", f"frame {number + 1} of {frames}", number + 1, frames))
-                with self._progress(report):
+                with self._step(report, shelf):
                     graph.run(prompt, [FrameIn(number, 0, planes)])
                 yield None
             graph.begin()
@@ -291,44 +292,42 @@ class ComfyBackend:
             graph.close()
             raise
         finally:
-            for node in checked.values():
-                self._loaded.side_loading.forget(node["class_type"], node["inputs"])
+            shelf.clear()  # of models that no node took; the traceback of a failure holds this frame
         settle_heap()
         report(Stage("ready"))
         logger.info("graph of %d nodes is warm after %.2f s", len(prompt), time.monotonic() - began)
         return graph
 
     def _prepare(
-        self, graph: ComfyGraph, prompt: Prompt, checked: Prompt, report: Report
+        self, graph: ComfyGraph, prompt: Prompt, shelf: Shelf, report: Report
     ) -> Generator[Aside | None, None, None]:
         """Load the models, aside where that is safe, then run what depends on nothing live, a node at a time: a stall
         of the running graphs is one node long."""
         definitions = self._loaded.definitions
+        checked, _ = self._loaded.checked(prompt)  # with the values that the nodes will get
         nodes = static_nodes(prompt, definitions)
         models = [node_id for node_id in nodes if is_loader(prompt[node_id], definitions)]
         for number, node_id in enumerate(models, 1):
             class_type = prompt[node_id]["class_type"]
             report(Stage("loading", f"{class_type}, model {number} of {len(models)}", number, len(models), node_id))
-            load = self._loaded.side_loading.call_for(class_type, checked[node_id]["inputs"])
+            load = self._loaded.side_loading.call_for(class_type, checked[node_id]["inputs"], shelf)
             if load is not None:
                 with contextlib.suppress(Exception):  # the node fails once more where it is known by name
                     yield Aside(load)
         for node_id in nodes:
-            if not self._run_node(graph, node_id, report):
+            with self._step(report, shelf):
+                prepared = graph.prepare(node_id)
+            if not prepared:  # this runner runs whole ticks only
                 break
             yield None
 
-    def _run_node(self, graph: ComfyGraph, node_id: str, report: Report) -> bool:
-        """False: this runner runs whole ticks only."""
-        with self._progress(report):
-            return graph.prepare(node_id)
-
     @contextlib.contextmanager
-    def _progress(self, report: Report) -> Iterator[None]:
-        """What nodes say of their progress is this build's, until the next step."""
+    def _step(self, report: Report, shelf: Shelf) -> Iterator[None]:
+        """What nodes say of their progress is this build's, and so are the models that they find loaded."""
         self._loaded.on_progress = lambda done, total, node: report(Stage("warming", "", done, total, node))
         try:
-            yield
+            with self._loaded.side_loading.taking_from(shelf):
+                yield
         finally:
             self._loaded.on_progress = None
 

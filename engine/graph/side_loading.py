@@ -7,12 +7,13 @@ loader's method is called by itself, and what it returns waits until the node ru
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, TypeAlias
 
 import torch
 
@@ -30,7 +31,10 @@ GUARDED: Final = (
 #: Modules whose loaders are known to share nothing but memory management. A pack's loader may share anything.
 CORE: Final = ("nodes", "comfy_extras.")
 
-Key = tuple[str, str]
+Key: TypeAlias = tuple[str, str]
+
+#: What one build loaded aside and no node has taken yet, by class and inputs; two nodes of a graph may be alike.
+Shelf: TypeAlias = dict[Key, list[Any]]
 
 
 class SideLoading:
@@ -38,14 +42,15 @@ class SideLoading:
 
     def __init__(self, classes: Mapping[str, Any], management: Any) -> None:
         self._classes = classes
-        self._done: dict[Key, Any] = {}
+        self._shelf: Shelf = {}  # of the build whose step runs
         self._methods: dict[str, Callable[..., Any]] = {}  # as they were, by class
         _guard(management)
 
-    def call_for(self, class_type: str, inputs: Mapping[str, Any]) -> Callable[[], None] | None:
+    def call_for(self, class_type: str, inputs: Mapping[str, Any], shelf: Shelf) -> Callable[[], None] | None:
         """What loads for one node with these inputs on any thread; None: it has to run in its graph.
 
-        The next run of such a node takes the result; ``forget`` drops what none took.
+        The result lies on ``shelf``. Each build has its own: another with the same model would take it away, and a
+        load that outlives its build leaves it where nobody looks.
         """
         node_class = self._classes[class_type]
         if not _is_safe(node_class) or any(isinstance(value, dict | list) for value in inputs.values()):
@@ -57,23 +62,27 @@ class SideLoading:
 
         def load() -> None:
             with torch.inference_mode():  # as ComfyUI's executor runs nodes
-                self._done[key] = method(node_class(), **inputs)
+                result = method(node_class(), **inputs)
+            shelf.setdefault(key, []).append(result)
 
         return load
 
-    def forget(self, class_type: str, inputs: Mapping[str, Any]) -> None:
-        """Drop a result that no node took: its build is over."""
-        self._done.pop(_key(class_type, inputs), None)
+    @contextlib.contextmanager
+    def taking_from(self, shelf: Shelf) -> Iterator[None]:
+        """While a step of a build runs, on ComfyUI's thread: a node takes what was loaded for one like it."""
+        self._shelf = shelf
+        try:
+            yield
+        finally:
+            self._shelf = {}
 
     def _taking(self, class_type: str) -> Callable[..., Any]:
         method = self._methods[class_type]
 
         @functools.wraps(method)
         def taking(node: Any, *args: Any, **inputs: Any) -> Any:
-            try:
-                return self._done.pop(_key(class_type, inputs))
-            except KeyError:
-                return method(node, *args, **inputs)
+            results = self._shelf.get(_key(class_type, inputs))
+            return results.pop() if results else method(node, *args, **inputs)
 
         return taking
 

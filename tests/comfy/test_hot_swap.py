@@ -14,6 +14,7 @@ from engine.config import Settings
 from engine.graph.comfy import ComfyHost
 from engine.graph.executor_runner import ExecutorRunner
 from engine.graph.runner import TickInput
+from engine.graph.side_loading import Shelf
 from engine.graph.workflow import Prompt
 from engine.wire import VideoFormat
 from tests.comfy.conftest import graph, picture
@@ -91,30 +92,59 @@ def test_models_load_aside_and_every_static_node_is_a_step_of_its_own(backend: C
         graph.close()
 
 
-def test_loaded_model_is_taken_once_and_forgotten_with_its_build(host: ComfyHost) -> None:
+def test_loaded_model_is_taken_once(host: ComfyHost) -> None:
     node_class = host._nodes.NODE_CLASS_MAPPINGS[VAE[0]]
-    load = host.side_loading.call_for(*VAE)
+    shelf: Shelf = {}
+    load = host.side_loading.call_for(*VAE, shelf)
     assert load is not None
     on_a_thread(Aside(load))
-    (waiting,) = host.side_loading._done.values()
-    given = getattr(node_class(), node_class.FUNCTION)(**VAE[1])
-    assert given is waiting, "the node took what was loaded aside"
-    assert getattr(node_class(), node_class.FUNCTION)(**VAE[1]) is not waiting, "and the next one loads its own"
-    on_a_thread(Aside(load))
-    host.side_loading.forget(*VAE)
-    assert not host.side_loading._done
+    ((waiting,),) = shelf.values()
+    with host.side_loading.taking_from(shelf):
+        given = getattr(node_class(), node_class.FUNCTION)(**VAE[1])
+        assert given is waiting, "the node took what was loaded aside"
+        assert getattr(node_class(), node_class.FUNCTION)(**VAE[1]) is not waiting, "and the next one loads its own"
+
+
+def test_two_builds_of_one_workflow_load_nothing_on_comfyuis_thread(
+    backend: ComfyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side_loading = backend._loaded.side_loading
+    loaders = backend._loaded._nodes.NODE_CLASS_MAPPINGS[VAE[0]]
+    side_loading.call_for(*VAE, {})
+    original = side_loading._methods[VAE[0]]
+    threads: list[str] = []
+
+    def counted(self: object, **inputs: object) -> object:
+        threads.append(threading.current_thread().name)
+        return original(self, **inputs)
+
+    monkeypatch.delitem(side_loading._methods, VAE[0])
+    monkeypatch.setattr(loaders, loaders.FUNCTION, counted)
+    graphs: list[Graph] = []
+    buildings = [backend.build(workflow(), VIDEO, lambda _: None) for _ in range(2)]
+    while buildings:  # in turn, a step each
+        for building in list(buildings):
+            step = _advance(building, None)
+            if isinstance(step, Aside):
+                on_a_thread(step)
+            elif step is not None:
+                graphs.append(step)
+                buildings.remove(building)
+    for each in graphs:
+        each.close()
+    assert threads == ["loader"] * 2
 
 
 def test_only_loaders_of_comfyui_itself_go_aside(host: ComfyHost) -> None:
-    assert host.side_loading.call_for("StaticColour", {"level": 0.5}) is None
-    assert host.side_loading.call_for("ImageScale", {"image": ["colour", 0]}) is None
+    assert host.side_loading.call_for("StaticColour", {"level": 0.5}, {}) is None
+    assert host.side_loading.call_for("ImageScale", {"image": ["colour", 0]}, {}) is None
 
 
 def test_load_that_fails_aside_fails_where_it_has_a_name(
     backend: ComfyBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaders = backend._loaded._nodes.NODE_CLASS_MAPPINGS[VAE[0]]
-    backend._loaded.side_loading.call_for(*VAE)
+    backend._loaded.side_loading.call_for(*VAE, {})
 
     def fails(self: object, **inputs: object) -> None:
         raise torch.OutOfMemoryError("no memory left")
@@ -124,7 +154,6 @@ def test_load_that_fails_aside_fails_where_it_has_a_name(
     with pytest.raises(GraphFailed) as caught:
         built(backend, workflow())
     assert (caught.value.code, caught.value.node_id) == ("out_of_memory", "vae")
-    assert not backend._loaded.side_loading._done
 
 
 def test_prepared_node_is_not_run_again(runner: ExecutorRunner) -> None:
