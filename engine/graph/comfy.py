@@ -209,7 +209,7 @@ class ComfyHost:
         utils.set_progress_bar_enabled(False)  # tqdm would print a bar for every frame
         utils.set_progress_bar_global_hook(self._progress)
         self._management: Any = importlib.import_module("comfy.model_management")
-        self.side_loading = SideLoading(self._nodes.NODE_CLASS_MAPPINGS, self._management)
+        self.side_loading = SideLoading(self._nodes.NODE_CLASS_MAPPINGS, self._management, self.torch_device)
         failed += self.add_nodes(self._nodes.NODE_CLASS_MAPPINGS)
         self.add_nodes(NODE_CLASSES)  # after the packs: ComfyStream's own has the same names
         self.failed_packs = tuple(failed)

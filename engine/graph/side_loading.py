@@ -38,10 +38,12 @@ Shelf: TypeAlias = dict[Key, list[Any]]
 
 
 class SideLoading:
-    """``classes``: ComfyUI's NODE_CLASS_MAPPINGS; ``management``: its ``comfy.model_management``."""
+    """``classes``: ComfyUI's NODE_CLASS_MAPPINGS; ``management``: its ``comfy.model_management``; ``device``: that
+    of the graphs."""
 
-    def __init__(self, classes: Mapping[str, Any], management: Any) -> None:
+    def __init__(self, classes: Mapping[str, Any], management: Any, device: torch.device) -> None:
         self._classes = classes
+        self._device = device
         self._shelf: Shelf = {}  # of the build whose step runs
         self._methods: dict[str, Callable[..., Any]] = {}  # as they were, by class
         _guard(management)
@@ -61,11 +63,15 @@ class SideLoading:
         method, key = self._methods[class_type], _key(class_type, inputs)
 
         def load() -> None:
-            with torch.inference_mode():  # as ComfyUI's executor runs nodes
+            with self._on_device(), torch.inference_mode():  # as ComfyUI's executor runs nodes
                 result = method(node_class(), **inputs)
             shelf.setdefault(key, []).append(result)
 
         return load
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        """ComfyUI loads for the thread's current device, which is the first one on every thread but ComfyUI's."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def taking_from(self, shelf: Shelf) -> Iterator[None]:

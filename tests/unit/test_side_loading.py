@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from engine.graph.side_loading import Shelf, SideLoading
 
@@ -39,7 +41,7 @@ def node_class() -> Any:
 
 @pytest.fixture
 def side_loading(node_class: Any) -> SideLoading:
-    return SideLoading({"Loader": node_class}, SimpleNamespace())
+    return SideLoading({"Loader": node_class}, SimpleNamespace(), torch.device("cpu"))
 
 
 def call(side_loading: SideLoading, shelf: Shelf) -> Callable[[], None]:
@@ -78,3 +80,21 @@ def test_a_running_session_takes_nothing_from_a_build(side_loading: SideLoading,
     call(side_loading, shelf)()
     assert node_class().load(**INPUTS) == (2,)
     assert run(side_loading, node_class, shelf) == 1
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", ["enter cuda:1", "load", "leave"]), ("cpu", ["load"])])
+def test_a_model_is_loaded_for_the_device_of_the_graphs(
+    monkeypatch: pytest.MonkeyPatch, node_class: Any, device: str, expected: list[str]
+) -> None:
+    log: list[str] = []
+
+    @contextlib.contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        log.append(f"enter {device}")
+        yield
+        log.append("leave")
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(node_class, "load", lambda self, name: log.append("load"))
+    call(SideLoading({"Loader": node_class}, SimpleNamespace(), torch.device(device)), {})()
+    assert log == expected
