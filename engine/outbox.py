@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final, TypeAlias
 
 from proto import engine_pb2 as pb
+from proto.fields import MAX_ITEMS
 from proto.results import Results
 
 from .backend import Stage
@@ -42,7 +43,9 @@ class Outbox:
             return
         if isinstance(response, Results) and self._waiting and isinstance(self._waiting[-1], Results):
             last = self._waiting[-1]
-            if last.is_small and response.is_small:
+            # No client reads a longer one, and however long it grew, it would count as one that waits.
+            fits = len(last.results) + len(response.results) <= MAX_ITEMS
+            if fits and last.is_small and response.is_small:
                 # The writer is slower than the graph: one message costs as much as any (hot-path.md section 4).
                 self._waiting[-1] = Results([*last.results, *response.results], last.credits + response.credits)
                 return
