@@ -164,7 +164,8 @@ ON_CPU: Final = Placement()
 def placement(
     choice: Choice, device: torch.device, on_cpu: Callable[[Sequence[Buffer], int, int], torch.Tensor]
 ) -> Placement:
-    """What the setting means on this device: nothing on the CPU; ``auto`` measures (``faster_on_device``)."""
+    """What the setting means on this device: nothing on the CPU; ``auto`` measures (``faster_on_device``).
+    Where that fails it is the CPU."""
     if device.type == "cpu":
         if choice == "device":
             logger.warning("convert is device, but graphs run on the CPU: pixels are converted there")
@@ -173,7 +174,11 @@ def placement(
         return Placement(page_locked=True)
     if choice == "device":
         return Placement(device, page_locked=True)
-    faster, device_s, cpu_s = faster_on_device(device, on_cpu)
+    try:
+        faster, device_s, cpu_s = faster_on_device(device, on_cpu)
+    except Exception as exc:  # no memory left for it, say; nothing else depends on the measurement
+        logger.warning("pixels are converted on the CPU, the measurement failed: %s: %s", type(exc).__name__, exc)
+        return Placement(page_locked=True)
     logger.info("a 720p IMAGE is on %s after %.2f ms, %.2f ms by the CPU", device, 1e3 * device_s, 1e3 * cpu_s)
     return Placement(device if faster else None, page_locked=True, may_return=True)
 

@@ -298,6 +298,17 @@ def test_on_a_gpu_the_faster_way_or_the_one_that_was_asked_for(
     assert placement(choice, torch.device("cuda", 0), Converter().to_images) == expected
 
 
+def test_a_measurement_that_fails_costs_the_engine_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(device_pixels, "faster_on_device", fails)
+    assert placement("auto", torch.device("cuda", 0), Converter().to_images) == Placement(page_locked=True)
+    assert "no memory left" in caplog.text
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("choice", ["auto", "cpu", "device"])
 def test_pictures_on_a_real_gpu_come_back_exactly(choice: Any) -> None:
