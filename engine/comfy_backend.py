@@ -7,9 +7,9 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 
@@ -49,6 +49,11 @@ from .wire import VideoFormat
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+#: torch 2.4 has it under this name only.
+OutOfMemory: Final = torch.cuda.OutOfMemoryError
+
 #: Mid grey: a generated frame that no node finds degenerate (black has no edges, no colour, and logarithms of 0).
 WARM_UP_LEVEL: Final = 128
 
@@ -85,6 +90,9 @@ def _graph_failures() -> Iterator[None]:
         ) from exc
     except TickInterrupted as exc:
         raise GraphFailed(str(exc), code="interrupted") from exc
+    except OutOfMemory as exc:  # of the conversion; a node's is a NodeFailed
+        message = f"the pictures could not be converted: {exc}"
+        raise GraphFailed(message, code="out_of_memory", exception="torch.OutOfMemoryError") from exc
     except NotAnImage as exc:
         raise GraphFailed(str(exc), code="bad_output") from exc
     except WorkflowError as exc:
@@ -92,15 +100,22 @@ def _graph_failures() -> Iterator[None]:
 
 
 class ComfyGraph:
-    """One session's runner and converter."""
+    """One session's runner and converter. free_memory: of the device, where pictures found none."""
 
     inline: Final = False
 
     def __init__(
-        self, runner: Runner, prompt: Prompt, video: VideoFormat, place: Placement = ON_CPU, share: bool = False
+        self,
+        runner: Runner,
+        prompt: Prompt,
+        video: VideoFormat,
+        place: Placement = ON_CPU,
+        share: bool = False,
+        free_memory: Callable[[], None] = lambda: None,
     ) -> None:
         runner.load(prompt)
         self._runner = runner
+        self._free_memory = free_memory
         self._prompt = prompt
         self._video = video
         colour = cext.Colour(matrix=video.matrix, full_range=video.full_range)
@@ -150,7 +165,7 @@ class ComfyGraph:
             ran = time.perf_counter_ns()
             images = None if output.images is None else output.images[: len(frames)]
             places = [frame.place for frame in frames]
-            given = [] if images is None else self._converter.to_planes(images, places)
+            given = [] if images is None else self._converted(lambda: self._converter.to_planes(images, places))
         pictures: list[PictureOut | None] = [
             PictureOut(item.planes, item.width, item.height, item.slot) for item in given
         ]
@@ -197,7 +212,23 @@ class ComfyGraph:
         )
 
     def _images(self, frames: Sequence[FrameIn]) -> torch.Tensor:
-        return self._converter.to_images([frame.planes for frame in frames], self._video.width, self._video.height)
+        planes = [frame.planes for frame in frames]
+        return self._converted(lambda: self._converter.to_images(planes, self._video.width, self._video.height))
+
+    def _converted(self, convert: Callable[[], T]) -> T:
+        """A conversion; where the device has no memory for it, once more by the CPU, and by that from here on.
+
+        Raises OutOfMemory if that is not to be, or found none either: the device is freed then for the next frame.
+        """
+        try:
+            return convert()
+        except OutOfMemory as exc:
+            if not self._converter.may_return:
+                self._free_memory()
+                raise
+            logger.info("pixels of this graph are converted on the CPU from here on: %s", exc)
+        self._converter.return_to_cpu()
+        return self._converted(convert)
 
     def _sound_of(self, output: TickOutput, sound: Sound | None) -> tuple[Sound | None, str]:
         """The graph's sound in the place of the one it took. Without one, what came is the last buffer once more."""
@@ -275,7 +306,7 @@ class ComfyBackend:
         report(Stage("planning"))
         settings = self._settings
         runner = self._loaded.new_runner(settings.runner)
-        graph = ComfyGraph(runner, prompt, video, self._placement, settings.share_batches)
+        graph = ComfyGraph(runner, prompt, video, self._placement, settings.share_batches, self._loaded.free_memory)
         frames = self._settings.warm_up_frames
         planes = bytes([WARM_UP_LEVEL]) * video.frame_bytes
         shelf: Shelf = {}

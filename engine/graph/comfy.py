@@ -321,6 +321,13 @@ class ComfyHost:
     def _executor_runner(self, *, stock_keys: bool = False) -> ExecutorRunner:
         return ExecutorRunner(self, self._execution, self._nodes, self._server, self._loop, stock_keys=stock_keys)
 
+    def free_memory(self) -> None:
+        """Unload every model and give the device what torch holds in reserve, as ComfyUI does when a node finds no
+        memory. Models come back when a node needs them."""
+        self.require_thread()
+        self._management.unload_all_models()
+        self._management.soft_empty_cache()
+
     def interrupt(self) -> None:
         """End the running tick at the next node or progress step. Any thread; between ticks it does nothing."""
         self._nodes.interrupt_processing(True)

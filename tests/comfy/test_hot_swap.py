@@ -174,3 +174,11 @@ def test_memory_management_stays_one_threads(host: ComfyHost) -> None:
     management = host._management
     assert all(hasattr(getattr(management, name), "__wrapped__") for name in ("load_models_gpu", "free_memory"))
     assert management.loaded_models() is not None
+
+
+def test_models_are_unloaded_where_pictures_find_no_memory(host: ComfyHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[bool] = []
+    monkeypatch.setattr(host._management, "soft_empty_cache", lambda: emptied.append(True))
+    host.free_memory()
+    assert not host._management.loaded_models()
+    assert emptied

@@ -220,13 +220,14 @@ def test_images_elsewhere_than_on_the_device_are_converted_by_the_cpu(monkeypatc
 
 
 class Fussy:
-    """A runner whose node fails: in the second tick, or always."""
+    """A runner whose node fails: in the second tick, always or never."""
 
     name, reason = "plan", ""
 
-    def __init__(self, exception: str, *, always: bool = False) -> None:
+    def __init__(self, exception: str, *, always: bool = False, never: bool = False) -> None:
         self.exception = exception
         self.always = always
+        self.never = never
         self.ticks: list[torch.Tensor | None] = []
 
     def load(self, prompt: Any) -> None:
@@ -234,7 +235,7 @@ class Fussy:
 
     def tick(self, tick: TickInput) -> TickOutput:
         self.ticks.append(tick.images)
-        if self.always or len(self.ticks) == 2:
+        if self.always or (len(self.ticks) == 2 and not self.never):
             raise NodeFailed("2", "Cv2Node", self.exception, "can't convert cuda:0 device type tensor to numpy")
         return TickOutput(tick.images)
 
@@ -274,6 +275,48 @@ def test_other_failures_are_the_graphs(exception: str, place: Placement) -> None
     with pytest.raises(GraphFailed):
         graph_over(runner, place).run(PROMPT, [FrameIn(0, 0, bytes(96))])
     assert len(runner.ticks) == 1
+
+
+@pytest.mark.parametrize("conversion", ["to_images", "to_planes"])
+@pytest.mark.parametrize("place", [ON_DEVICE, Placement(CPU)], ids=["auto", "forced"])
+def test_a_device_without_memory_for_pictures(
+    monkeypatch: pytest.MonkeyPatch, conversion: str, place: Placement
+) -> None:
+    """The CPU converts them where it may; a session that may not loses its frames, and says so by name."""
+
+    def fails(*_: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(DevicePixels, conversion, fails)
+    freed: list[str] = []
+    runner = Fussy("", never=True)
+    graph = ComfyGraph(runner, PROMPT, VideoFormat(8, 8), place, free_memory=lambda: freed.append("models"))
+    for number in range(2):
+        frame = FrameIn(number, number, bytes([100 + number]) * 64 + b"\x80" * 32)
+        if place is ON_DEVICE:
+            [shown] = graph.run(PROMPT, [frame]).pictures
+            assert shown is not None
+            assert shown.planes[0] == 100 + number
+            continue
+        with pytest.raises(GraphFailed, match="no memory left") as caught:
+            graph.run(PROMPT, [frame])
+        assert caught.value.code == "out_of_memory"
+    assert freed == ([] if place is ON_DEVICE else ["models", "models"])
+
+
+def test_where_the_cpu_finds_no_memory_either_it_is_the_frames_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+
+    def fails(*_: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(Converter, "to_planes", fails)
+    graph = ComfyGraph(
+        Fussy("", never=True), PROMPT, VideoFormat(8, 8), ON_DEVICE, free_memory=lambda: freed.append("models")
+    )
+    with pytest.raises(GraphFailed) as caught:
+        graph.run(PROMPT, [FrameIn(0, 0, bytes(96))])
+    assert (caught.value.code, freed) == ("out_of_memory", ["models"])
 
 
 def test_on_a_machine_without_a_gpu_the_setting_means_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
