@@ -35,6 +35,9 @@ MIN_SIDE, MAX_SIDE = 16, 8192
 MAX_FRAMERATE = 60
 #: Milliseconds. Below, a frame has no time to go anywhere; above, gateways have given up (protocol.md 1.8).
 BUDGET_MS = (20, 30_000)
+#: Characters. An id stands in every path, event and line of text about its node, and a line takes 64 KiB. ComfyUI's
+#: are numbers; those of nested subgraphs have one more for each level.
+MAX_NODE_ID = 256
 #: ``stream.fallback.Policy`` has what each is.
 POLICIES = ("auto", "passthrough", "hold", "overlay")
 
@@ -162,6 +165,11 @@ class Keys:
         return value
 
     def _check_node(self, node_id: str, node: Any) -> None:
+        if len(node_id) > MAX_NODE_ID:
+            path = f"nodes.{shortened(node_id)}"
+            message = f"the node id has {len(node_id)} characters"
+            self._wrong.append(Violation(path, message, f"at most {MAX_NODE_ID} characters"))
+            return
         path = f"nodes.{node_id}"
         if not isinstance(node, dict):
             self._wrong.append(Violation(path, f"is {kind(node)}", "an object with class_type and inputs"))
@@ -192,5 +200,8 @@ def kind(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    return shortened(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def shortened(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."

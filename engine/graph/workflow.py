@@ -20,6 +20,7 @@ from .schema import Definitions
 
 __all__ = [
     "MAX_NODES",
+    "MAX_NODE_ID",
     "PASS_THROUGH",
     "Circle",
     "Finding",
@@ -45,6 +46,9 @@ __all__ = [
 
 #: A workflow of ComfyStream has 2 to 26 nodes; a thousand is far beyond any and bounds what a check can cost.
 MAX_NODES: Final = 1000
+
+#: Characters. An id stands in every finding and every line of text about its node; the shim refuses longer ones too.
+MAX_NODE_ID: Final = 256
 
 #: What runs when no workflow is given: the picture, unchanged.
 PASS_THROUGH: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -225,6 +229,10 @@ def _check_document(document: Any, max_nodes: int) -> list[Finding]:
 def _check_node(document: Mapping[str, Any], node_id: Any, node: Any) -> list[Finding]:
     if not isinstance(node_id, str) or not node_id:
         return [finding("bad_node_id", f"node id {node_id!r} is not text", "write it in quotes")]
+    if len(node_id) > MAX_NODE_ID:
+        shown = node_id[:77] + "..."
+        message = f"node id {shown!r} has {len(node_id)} characters"
+        return [finding("bad_node_id", message, f"give it at most {MAX_NODE_ID}", node_id=shown)]
     code, message, remedy = "", "", ""
     if not isinstance(node, Mapping):
         code, remedy = "not_a_node", "send the prompt itself, without a wrapper"

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from proto import engine_pb2 as pb
 
+from ..keys import MAX_NODE_ID
 from ..trickle.data import LINE_LIMIT_BYTES
 
-#: Room for the record around the text: its keys, a pts, part numbers, a node id of ordinary length.
+#: Room for the record around the text and the node id: its keys, a pts, part numbers.
 _ENVELOPE_BYTES: Final = 1024
 
 
@@ -19,18 +20,21 @@ def records_of(item: pb.TextItem) -> list[dict[str, Any]]:
 
     Readers put the ``text`` of all parts one behind another; gateways stumble over longer lines for ever.
     """
-    record: dict[str, Any] = {"type": "text", "pts": item.pts, "node": item.node_id, "text": item.text}
-    parts = list(_parts(item.text, LINE_LIMIT_BYTES - _ENVELOPE_BYTES - _size(item.node_id)))
+    # Longer ids are refused where workflows come in. Whatever comes from an engine, a part has room for text.
+    node = item.node_id[:MAX_NODE_ID]
+    record: dict[str, Any] = {"type": "text", "pts": item.pts, "node": node, "text": item.text}
+    parts = list(_parts(item.text, LINE_LIMIT_BYTES - _ENVELOPE_BYTES - _size(node)))
     if len(parts) <= 1:
         return [record]
     return [record | {"text": part, "part": number, "parts": len(parts)} for number, part in enumerate(parts, 1)]
 
 
 def _parts(text: str, limit: int) -> Iterator[str]:
-    """Pieces that are at most ``limit`` bytes as JSON."""
+    """Pieces that are at most ``limit`` bytes as JSON; ``limit`` is enough for a character and its quotes, 8."""
+    assert limit >= 8, limit
     while _size(text) > limit:
         # A character is 1 to 6 bytes as JSON; so many surely fit, and a few rounds fill the line.
-        count = step = limit // 6
+        count = step = (limit - 2) // 6
         while step and count < len(text):
             if _size(text[: count + step]) <= limit:
                 count += step

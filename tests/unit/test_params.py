@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway_shim.errors import InvalidRequest, MalformedRequest, Violation
 from gateway_shim.json_text import read_json
-from gateway_shim.keys import POLICIES
+from gateway_shim.keys import MAX_NODE_ID, POLICIES
 from gateway_shim.params import Update, check_hosts, nodes_of, parse_start, parse_update
 from gateway_shim.stream.fallback import Policy
 
@@ -85,6 +85,15 @@ def test_the_document_that_comfyuis_page_saves_passes_to_the_engine_as_it_is() -
 def test_every_broken_node_is_named() -> None:
     broken = {"1": 3, "2": {"inputs": {}}, "3": {"class_type": "A", "inputs": []}, "4": {"class_type": ""}}
     assert paths({"prompts": broken}) == ["nodes.1", "nodes.2.class_type", "nodes.3.inputs", "nodes.4.class_type"]
+
+
+def test_a_node_id_longer_than_any_line_that_names_it_is_refused() -> None:
+    longest = "n" * MAX_NODE_ID
+    assert parse_update({"prompts": {longest: OTHER["40"]}}, WORKFLOW).workflow == {longest: OTHER["40"]}
+    (violation,) = violations({"prompts": {"n" * 64_500: OTHER["40"]}})
+    assert violation == Violation(
+        f"nodes.{'n' * 77}...", "the node id has 64500 characters", "at most 256 characters"
+    )
 
 
 # ---- overrides

@@ -163,6 +163,15 @@ def test_gap_in_the_input_stays_a_gap() -> None:
     assert is_graphs(line, 0, 2 * BLOCK)
 
 
+@pytest.mark.parametrize("node_id", ["n" * 256, "\x01" * 256, "n" * 64_500, "ü" * 200_000, '"' * 32_255])
+def test_text_of_a_node_with_a_long_id_is_lines_that_fit(node_id: str) -> None:
+    records = records_of(pb.TextItem(pts=7, node_id=node_id, text="\x01" * 30_000))
+    assert {record["node"] for record in records} == {node_id[:256]}
+    lines = [json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() for record in records]
+    assert max(map(len, lines)) < LINE_LIMIT_BYTES
+    assert "".join(record["text"] for record in records) == "\x01" * 30_000
+
+
 @pytest.mark.parametrize("text", ["", "hello", "x" * 65_000, "ü" * 40_000, '\x01\n"' * 30_000, "😀" * 50_000])
 def test_text_of_any_length_is_lines_that_fit(text: str) -> None:
     records = records_of(pb.TextItem(pts=7, node_id="5", text=text))

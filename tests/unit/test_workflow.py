@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.graph.runner import PassThroughRunner, TickInput
-from engine.graph.workflow import MAX_NODES, PASS_THROUGH, Finding, Severity, Workflow, WorkflowError, parse
+from engine.graph.workflow import (
+    MAX_NODE_ID,
+    MAX_NODES,
+    PASS_THROUGH,
+    Finding,
+    Severity,
+    Workflow,
+    WorkflowError,
+    parse,
+)
+from gateway_shim import keys
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "workflows").glob("*.json"))
 
@@ -163,6 +173,7 @@ def test_the_editors_own_format_is_recognised():
         ({"1": {"class_type": 5}}, "missing_class_type"),
         ({"1": {"class_type": "A", "inputs": []}}, "bad_inputs"),
         ({1: {"class_type": "A"}}, "bad_node_id"),
+        ({"n" * (MAX_NODE_ID + 1): node("LoadTensor")}, "bad_node_id"),
         ({str(index): node("A") for index in range(MAX_NODES + 1)}, "too_many_nodes"),
     ],
 )
@@ -170,6 +181,19 @@ def test_what_is_no_workflow_is_refused_with_a_sentence(source, code):
     finding = refused(source)[code]
     assert finding.message
     assert finding.remedy
+
+
+def test_a_node_id_that_is_too_long_is_named_in_a_path_that_is_not():
+    document = {"n" * MAX_NODE_ID: node("LoadTensor"), "2": node("SaveTensor", images=["n" * MAX_NODE_ID, 0])}
+    assert parse(document).is_pass_through
+    finding = refused(document | {"n" * 64_500: node("LoadTensor")})["bad_node_id"]
+    assert finding.path == f"nodes.{'n' * 77}..."
+    assert "64500 characters" in finding.message
+    assert finding.remedy == "give it at most 256"
+
+
+def test_both_programs_take_the_same_node_ids():
+    assert MAX_NODE_ID == keys.MAX_NODE_ID
 
 
 JSON = st.recursive(
