@@ -7,59 +7,66 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from ..media.sound import SAMPLE_RATE
 from .pacing import TICKS
 
 
-class HasPts(Protocol):
+class HasSamples(Protocol):
+    @property
+    def samples(self) -> int: ...
+
+
+class IsSound(Protocol):
+    """``pts`` in ticks; ``frame.samples`` at 48 kHz, for each channel."""
+
     @property
     def pts(self) -> int: ...
+    @property
+    def frame(self) -> HasSamples: ...
 
 
-_T = TypeVar("_T", bound=HasPts)
+_T = TypeVar("_T", bound=IsSound)
 
 
-#: More between two blocks is a gap: AAC has 1024 samples in a block, at 8 kHz 128 ms.
-LONGEST_BLOCK = TICKS // 5
+#: Samples. Opus packets are 2.5 ms or longer; shorter blocks are odd ends, and each takes memory beside its samples.
+SHORTEST_BLOCK = SAMPLE_RATE // 400
 
 
 @dataclass(slots=True)
 class _Held(Generic[_T]):
     block: _T
     due: float
-    ticks: int  # that it adds to what waits
 
 
 class AudioGate(Generic[_T]):
     """Holds sound until the picture of the same time is out, so that both leave together.
 
     Never before the first picture: players take a stream that begins with sound alone for a broken one. Bounded by
-    ``hold_s`` of sound; the oldest goes first. ``deadline`` releases sound when the picture stalls.
+    ``hold_s`` of sound; the oldest goes first. ``overdue`` releases sound when the picture stalls.
+    Samples are counted, not stamps: a leap of the clock, or a pause, is no sound that waits; stamps that stand still
+    or fall are no reason to keep it.
     """
 
     def __init__(self, hold_s: float = 10.0) -> None:
-        self._hold_ticks = round(hold_s * TICKS)
+        self._hold_samples = round(hold_s * SAMPLE_RATE)
+        self._hold_blocks = self._hold_samples // SHORTEST_BLOCK
         self._waiting: deque[_Held[_T]] = deque()
-        self._held_ticks = 0
-        self._last_pts: int | None = None
+        self._held_samples = 0
         self._open = False
         self.dropped = 0
 
     def put(self, block: _T, due: float) -> None:
         """``due``: moment after which the block goes out even without its picture."""
-        step = 0 if self._last_pts is None else block.pts - self._last_pts
-        self._last_pts = block.pts
-        # A leap of the clock, or a pause, is no sound that waits.
-        held = _Held(block, due, min(max(step, 0), LONGEST_BLOCK))
-        self._waiting.append(held)
-        self._held_ticks += held.ticks
-        while self._held_ticks > self._hold_ticks:
+        self._waiting.append(_Held(block, due))
+        self._held_samples += block.frame.samples
+        while self._held_samples > self._hold_samples or len(self._waiting) > self._hold_blocks:
             self._take()
             self.dropped += 1
 
     def _take(self) -> _T:
-        held = self._waiting.popleft()
-        self._held_ticks -= held.ticks
-        return held.block
+        block = self._waiting.popleft().block
+        self._held_samples -= block.frame.samples
+        return block
 
     def release(self, video_pts: int) -> Iterator[_T]:
         """Blocks that belong to pictures up to ``video_pts``, which has just gone out."""

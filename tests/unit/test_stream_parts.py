@@ -19,9 +19,15 @@ from gateway_shim.stream.state import StreamFacts, StreamState, stream_state
 FRAME = TICKS // 30
 
 
+@dataclass(frozen=True)
+class Samples:
+    samples: int
+
+
 @dataclass
 class Block:
     pts: int
+    frame: Samples = Samples(960)  # 20 ms
 
 
 SOURCE, PROCESSED = av.VideoFrame(4, 4, "yuv420p"), av.VideoFrame(2, 2, "yuv420p")
@@ -108,6 +114,22 @@ def test_sound_waiting_for_a_picture_that_never_comes_is_bounded() -> None:
     for number in range(1000):
         gate.put(Block(number * 1800), due=1e9)
     assert len(gate) == 50
+
+
+@pytest.mark.parametrize("step", [0, -1800, -TICKS, 1])
+def test_sound_whose_stamps_stand_still_or_fall_is_bounded(step: int) -> None:
+    gate: AudioGate[Block] = AudioGate(hold_s=1.0)
+    for number in range(1000):
+        gate.put(Block(number * step), due=1e9)
+    assert len(gate) == 50
+    assert gate.dropped == 950
+
+
+def test_blocks_without_samples_are_bounded_too() -> None:
+    gate: AudioGate[Block] = AudioGate(hold_s=1.0)
+    for _ in range(1000):
+        gate.put(Block(0, Samples(0)), due=1e9)
+    assert len(gate) == 400
 
 
 def test_sound_that_waits_over_a_leap_of_the_clock_is_kept() -> None:
