@@ -162,7 +162,7 @@ class _PictureDecoder:
         self._context: av.VideoCodecContext | None = None
         self._waiting = True  # for a key frame
         self._waited = 0
-        self._last_pts = 0
+        self._last_pts: int | None = None
         self._step = _DEFAULT_STEP
         self._rate = RateMeter()
         self._reformatter = VideoReformatter()
@@ -247,11 +247,12 @@ class _PictureDecoder:
         return pictures
 
     def _picture(self, frame: av.VideoFrame) -> Picture:
-        pts = frame.pts
+        pts, last = frame.pts, self._last_pts
         if pts is None:
-            pts = self._last_pts + self._step
-        elif 0 < pts - self._last_pts <= _MAX_STEP:
-            self._step = pts - self._last_pts
+            # Pictures come in the order of display: one step after the last is where it belongs.
+            pts = last + self._step if last is not None else frame.dts or 0
+        elif last is not None and 0 < pts - last <= _MAX_STEP:
+            self._step = pts - last
         self._last_pts = pts
         self._rate.add(pts)
         # What PyAV downloads from a GPU has lost its tags; the codec has them.

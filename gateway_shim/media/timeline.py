@@ -18,6 +18,9 @@ MAX_OVERLAP = TICKS_PER_S // 4
 # A longer step forward than this is believed only when the next unit of the track says the same: a single damaged
 # stamp must not move everything after it.
 MAX_STEP = 10 * TICKS_PER_S
+# A picture is shown so long after it is decoded at most: what H.264 reorders, 16 pictures, at 3 fps. More is a
+# damaged stamp beside a sound one, which would make every picture late until the clock has come there.
+MAX_LEAD = 5 * TICKS_PER_S
 # Distance between the last unit before a fall and the first after it, where the track has shown none: 30 fps.
 _RESUME_STEP = 3_000
 # The track that falls first goes on in its own step, and the other one with it, to the sample. Where the other one
@@ -57,7 +60,11 @@ class Timeline:
         self._floor = source - max(overlap, MAX_OVERLAP)
 
     def place(self, unit: AccessUnit) -> list[AccessUnit]:
-        """The unit with output stamps, after the one that was held for it; nothing where it is held itself."""
+        """The unit with output stamps, after the one that was held for it; nothing where it is held itself.
+
+        A unit whose pts cannot belong to its dts loses it: the decoder gives it its place among the others.
+        """
+        unit = _believed(unit)
         stamp = unit.dts if unit.dts is not None else unit.pts
         kind = unit.track.kind
         lane = self._lanes.get(kind)
@@ -141,6 +148,13 @@ class Timeline:
             pts=None if unit.pts is None else unit.pts + lane.offset,
             dts=None if unit.dts is None else unit.dts + lane.offset,
         )
+
+
+def _believed(unit: AccessUnit) -> AccessUnit:
+    """Without a pts that is far from its dts. Where the dts is the damaged one it is a jump, and goes too."""
+    if unit.pts is None or unit.dts is None or -MAX_OVERLAP <= unit.pts - unit.dts <= MAX_LEAD:
+        return unit
+    return replace(unit, pts=None)
 
 
 def _follows(last: int, stamp: int) -> bool:

@@ -22,6 +22,16 @@ def shifted(data: bytes, ticks: int) -> bytes:
     return bytes(out)
 
 
+def damaged_pts(data: bytes, unit: int, ticks: int) -> bytes:
+    """The PTS of one unit of video (stream ids 0xE0 to 0xEF), counted from 0, moved by ``ticks``; its DTS stays."""
+    out = bytearray(data)
+    video = [pes for _, pes in _unit_starts(data) if 0xE0 <= data[pes + 3] <= 0xEF]
+    pts, dts = _stamps(out, video[unit])
+    assert pts != dts
+    _write_stamp(out, pts, (_read_stamp(out, pts) + ticks) & MASK)
+    return bytes(out)
+
+
 def without_sound_before(data: bytes, pts: int) -> bytes:
     """Without the packets of sound (stream ids 0xC0 to 0xDF) that begin before ``pts``; the tables still name it."""
     sound_pid = next(pid for pid, unit in _unit_starts(data) if 0xC0 <= data[unit + 3] <= 0xDF)

@@ -14,6 +14,7 @@ import pytest
 
 from engine.backend import FrameIn, PictureOut, RunResult
 from engine.graph.workflow import Prompt
+from gateway_shim.localnet.numbered import write_clip
 from gateway_shim.localnet.probe import Arrivals
 from gateway_shim.stream import pause
 from gateway_shim.stream.output import STILL_EVERY_S
@@ -21,6 +22,7 @@ from gateway_shim.trickle.subscriber import Subscriber
 from tests.fakes.engine_backend import StubBackend, StubGraph, workflow
 from tests.fakes.network import LiveStream, Network, network
 from tests.fakes.timed import TICKS, Heard, Move, Played, heard, play, steady, write_timed
+from tests.fakes.ts_edit import damaged_pts
 
 MAX_OFFSET_MS = 40
 #: Longest silence of the output beyond that of the input, on a machine that others use too.
@@ -278,6 +280,19 @@ async def test_sound_that_comes_back_on_another_clock(tmp_path: Path, back_at: f
     assert {round(at, 1) for at, _ in result.heard.steps} == {1.2}, "one gap"
     result.in_sync(100)
     result.flows()
+
+
+async def test_damaged_pts_beside_a_sound_dts_freezes_nothing(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.ts", frames=90, b_frames=2)
+    async with network(tmp_path) as net:
+        stream = await net.start()
+        await stream.publish_bytes(damaged_pts(clip.read_bytes(), 20, 3600 * TICKS))
+        await stream.end_input()
+        received = await stream.received()
+        frames = (await stream.event("stream_stopped"))["frames"]
+    assert received.numbers == list(range(90))
+    assert {after - before for before, after in itertools.pairwise(received.pts)} == {FRAME}
+    assert frames["dropped"] == 0
 
 
 @pytest.mark.parametrize("sound_after_s", [0.0, 0.4], ids=["together", "sound later"])

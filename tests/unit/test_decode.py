@@ -21,7 +21,9 @@ from gateway_shim.media.decode import Decoder, DecoderSettings
 from gateway_shim.media.timeline import Timeline
 from gateway_shim.media.ts import AccessUnit, Track
 from tests.fakes.media_clips import audio, bursts, clip, decoded, numbers, pictures, sounds, steps, units_of
+from tests.fakes.ts_edit import damaged_pts, shifted
 
+WRAP = 1 << 33
 AAC = Track(0x101, "aac", "audio")
 
 
@@ -345,6 +347,28 @@ def test_one_damaged_stamp_moves_nothing() -> None:
     assert decoder.counters.clock_jumps == 0
 
 
+@pytest.mark.parametrize("hours", [1, -1])
+def test_damaged_pts_beside_a_sound_dts_moves_no_picture(hours: int) -> None:
+    units = units_of(clip(30, b_frames=2))
+    stamps = [shown.pts for shown in pictures(decoded(units))]
+    for index, unit in enumerate(units):
+        assert unit.pts is not None
+        damaged = replace(unit, pts=unit.pts + hours * 3600 * 90_000)
+        items = decoded([*units[:index], damaged, *units[index + 1 :]])
+        assert [shown.pts for shown in pictures(items)] == stamps
+        assert numbers(items) == list(range(30))
+
+
+@pytest.mark.parametrize("before_wrap_s", [0, 1, 1800], ids=["behind", "over", "before"])
+def test_damaged_pts_is_seen_around_the_wrap(before_wrap_s: int) -> None:
+    data = shifted(clip(60, b_frames=2), WRAP - before_wrap_s * 90_000)
+    damaged = damaged_pts(data, 20, 3600 * 90_000)
+    assert damaged != data
+    items = decoded(units_of(damaged))
+    assert numbers(items) == list(range(60))
+    assert steps(shown.pts for shown in pictures(items)) == {3000}
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
@@ -374,9 +398,6 @@ def test_a_time_line_keeps_every_unit_in_order_and_never_falls_far(moves: list[t
         assert [unit.data for unit in mine] == given_in[is_video]
         stamps = [unit.pts for unit in mine if unit.pts is not None]
         assert all(after - before >= -22_500 for before, after in itertools.pairwise(stamps))
-
-
-WRAP = 1 << 33
 
 
 @pytest.mark.parametrize(
