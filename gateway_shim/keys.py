@@ -1,6 +1,7 @@
 """JSON values and the keys that a start and an update have in common (protocol.md 5.2).
 
-Pure. What is wrong becomes a Violation; reading goes on, so that everything wrong is found at once.
+Pure. What is wrong becomes a Violation; reading goes on, so that everything wrong is found at once, up to
+MAX_VIOLATIONS.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ BUDGET_MS = (20, 30_000)
 #: Characters. An id stands in every path, event and line of text about its node, and a line takes 64 KiB. ComfyUI's
 #: are numbers; those of nested subgraphs have one more for each level.
 MAX_NODE_ID = 256
+#: That one answer names. A body of 16 MiB has room for a million, and nobody reads them; nothing of it counts anyhow.
+MAX_VIOLATIONS = 100
 #: ``stream.fallback.Policy`` has what each is.
 POLICIES = ("auto", "passthrough", "hold", "overlay")
 
@@ -161,16 +164,17 @@ class Keys:
             return None
         if not is_document(value):
             for node_id, node in value.items():
+                if len(self._wrong) >= MAX_VIOLATIONS:
+                    break
                 self._check_node(str(node_id), node)
         return value
 
     def _check_node(self, node_id: str, node: Any) -> None:
+        path = node_path(node_id)
         if len(node_id) > MAX_NODE_ID:
-            path = f"nodes.{shortened(node_id)}"
             message = f"the node id has {len(node_id)} characters"
             self._wrong.append(Violation(path, message, f"at most {MAX_NODE_ID} characters"))
             return
-        path = f"nodes.{node_id}"
         if not isinstance(node, dict):
             self._wrong.append(Violation(path, f"is {kind(node)}", "an object with class_type and inputs"))
             return
@@ -187,6 +191,11 @@ class Keys:
 def is_document(workflow: Mapping[str, Any]) -> bool:
     """Whether this is what ComfyUI's page saves (``nodes`` and ``links``) instead of its API format."""
     return isinstance(workflow.get("nodes"), list)
+
+
+def node_path(node_id: str) -> str:
+    """``nodes.5``; what is too long for an id is cut, for many violations may have the path."""
+    return f"nodes.{node_id if len(node_id) <= MAX_NODE_ID else shortened(node_id)}"
 
 
 def kind(value: Any) -> str:

@@ -1,27 +1,35 @@
 """What a start or an update asks for, read from every shape that callers use (protocol.md 3.3, 4.4, 5.2, 5.5).
 
-Pure: no clock, no network. Everything wrong is found at once, each a Violation with its path; numbers stay exact
-(seeds have 64 bits). Whether a node has an input, and which values it takes, is the engine's knowledge and checked
-there.
+Pure: no clock, no network. Everything wrong is found at once, up to MAX_VIOLATIONS, each a Violation with its path;
+numbers stay exact (seeds have 64 bits). Whether a node has an input, and which values it takes, is the engine's
+knowledge and checked there.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import InvalidRequest, MalformedRequest, Violation
 from .json_text import read_json
-from .keys import RESERVED, Keys, is_document, kind, shown
+from .keys import MAX_VIOLATIONS, RESERVED, Keys, is_document, kind, node_path, shortened, shown
 
 CHANNELS = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
 
 _MAX_ID_LENGTH = 256
 _SHOWN = 20
+#: Characters of a name that is worth comparing with what was meant; the comparison is quadratic.
+_MAX_COMPARED = 100
+#: Characters of a key times those it is compared with, for all keys of an update: 0.02 to 0.2 s of the event loop.
+#: Enough for every key of a workflow that people draw, and for the first ones of a workflow of a thousand nodes.
+_COMPARISONS = 500_000
+#: What comparing with one more name costs besides.
+_COMPARISON = 20
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ def parse_update(body: Any, prompt: Mapping[str, Any]) -> Update:
     wrong: list[Violation] = []
     if "params" in body and "params" not in prompt:
         inner = _unwrapped(body["params"], "params", wrong)
-        twice = [key for key in inner if key in body and key != "params"]
+        twice = itertools.islice((key for key in inner if key in body and key != "params"), MAX_VIOLATIONS)
         wrong += [Violation(key, f"{key!r} is given both beside and inside 'params'") for key in twice]
         body = {key: value for key, value in body.items() if key != "params"} | inner
     keys = Keys(body, "", wrong)
@@ -189,28 +197,32 @@ def _overrides(values: dict[str, Any], nodes: dict[str, _Node], wrong: list[Viol
         if node.title:
             by_title.setdefault(node.title, []).append(node_id)
     overrides: dict[str, dict[str, Any]] = {}
+    unknown: dict[str, Any] = {}
     for key, value in values.items():
+        if len(wrong) + len(unknown) >= MAX_VIOLATIONS:
+            break
         matches = [key] if key in nodes else by_title.get(key, [])
         if len(matches) > 1:
             wrong.append(
-                Violation(f"nodes.{key}", f"{len(matches)} nodes have this title", f"node ids {', '.join(matches)}")
+                Violation(node_path(key), f"{len(matches)} nodes have this title", f"node ids {_some(matches)}")
             )
         elif not matches:
-            wrong.append(_unknown(key, value, nodes, by_title))
+            unknown[key] = value
         else:
             inputs = _inputs(matches[0], value, nodes[matches[0]], wrong)
             known = overrides.setdefault(matches[0], {})
-            wrong += [
-                Violation(f"nodes.{matches[0]}.inputs.{name}", "is given twice, by node id and by title")
-                for name in inputs.keys() & known.keys()
-            ]
+            path = node_path(matches[0])
+            twice = itertools.islice(inputs.keys() & known.keys(), MAX_VIOLATIONS)
+            wrong += [Violation(f"{path}.inputs.{name}", "is given twice, by node id and by title") for name in twice]
             known.update(inputs)
+    if unknown:
+        wrong += _unknown(unknown, nodes, by_title)
     return {node_id: inputs for node_id, inputs in overrides.items() if inputs}
 
 
 def _inputs(node_id: str, value: Any, node: _Node, wrong: list[Violation]) -> dict[str, Any]:
     """The inputs of one override: ``{"inputs": {..}}``, then beside it only what a copied node has, or directly."""
-    path = f"nodes.{node_id}"
+    path = node_path(node_id)
     if not isinstance(value, dict):
         wrong.append(Violation(path, f"is {kind(value)}", "an object of inputs"))
         return {}
@@ -221,19 +233,35 @@ def _inputs(node_id: str, value: Any, node: _Node, wrong: list[Violation]) -> di
     if not isinstance(rest.get("inputs"), dict):
         return rest
     inputs: dict[str, Any] = rest.pop("inputs")
-    wrong += [Violation(f"{path}.{name}", "stands beside 'inputs'; put it inside") for name in rest]
+    beside = itertools.islice(rest, MAX_VIOLATIONS)
+    wrong += [Violation(f"{path}.{name}", "stands beside 'inputs'; put it inside") for name in beside]
     return inputs
 
 
-def _unknown(key: str, value: Any, nodes: dict[str, _Node], by_title: Mapping[str, list[str]]) -> Violation:
+def _unknown(
+    keys: Mapping[str, Any], nodes: Mapping[str, _Node], by_title: Mapping[str, list[str]]
+) -> Iterator[Violation]:
+    """One for each of ``keys``, with what was probably meant as long as comparing them all costs little."""
     titles = [title for title, ids in by_title.items() if len(ids) == 1]
-    near = difflib.get_close_matches(key, [*RESERVED, *titles, *nodes], 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    names = [*nodes, *titles]
+    allowed = f"nodes {_some([*nodes, *titles])}, or {', '.join(RESERVED)}"
+    meant = [name for name in (*RESERVED, *titles, *nodes) if len(name) <= _MAX_COMPARED]
+    characters, names = sum(map(len, meant)), len(meant)
+    left = _COMPARISONS
+    for key, value in keys.items():
+        near: list[str] = []
+        cost = characters * len(key) + names * _COMPARISON
+        if len(key) <= _MAX_COMPARED and cost <= left:
+            left -= cost
+            near = difflib.get_close_matches(key, meant, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        path = node_path(key) if isinstance(value, dict) else shortened(key)
+        yield Violation(path, f"is neither a node of the workflow nor a known key{hint}", allowed)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them, with how many there are besides."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    allowed = f"nodes {', '.join(names[:_SHOWN])}{more}, or {', '.join(RESERVED)}"
-    path = f"nodes.{key}" if isinstance(value, dict) else key
-    return Violation(path, f"is neither a node of the workflow nor a known key{hint}", allowed)
+    return ", ".join(map(shortened, names[:_SHOWN])) + more
 
 
 def _identity(
@@ -308,6 +336,8 @@ def _unwrapped(value: Any, path: str, wrong: list[Violation]) -> dict[str, Any]:
 
 def _raise_if(wrong: list[Violation], summary: str) -> None:
     if wrong:
-        first = wrong[0]
-        more = f" ({len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise InvalidRequest(f"{summary}: {first.path}: {first.message}{more}", tuple(wrong))
+        first, others = wrong[0], len(wrong) - 1
+        more = f" ({others} more)" if others else ""
+        if len(wrong) >= MAX_VIOLATIONS:  # reading stopped there
+            more = f" (at least {MAX_VIOLATIONS - 1} more)"
+        raise InvalidRequest(f"{summary}: {first.path}: {first.message}{more}", tuple(wrong[:MAX_VIOLATIONS]))

@@ -1,6 +1,8 @@
 """Every shape of start and update requests (protocol.md 3.3, 4.4, 5.2, 5.5), and what is said about wrong ones."""
 
+import difflib
 import json
+from difflib import get_close_matches
 from typing import Any
 
 import pytest
@@ -152,6 +154,76 @@ def test_an_unknown_key_in_an_update_is_refused_with_what_was_meant(key: str, me
     (violation,) = violations({key: {"seed": 1}})
     assert violation.path == f"nodes.{key}"
     assert f"did you mean {meant!r}?" in violation.message
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Characters of each key that was looked for among the known ones, times the characters of those."""
+    costs: list[int] = []
+
+    def count(word: str, among: list[str], n: int) -> list[str]:
+        costs.append(len(word) * sum(map(len, among)))
+        return get_close_matches(word, among, n)
+
+    monkeypatch.setattr(difflib, "get_close_matches", count)
+    return costs
+
+
+def prompt_of(nodes: int, title: str = "") -> dict[str, Any]:
+    return {str(at): {"class_type": "A", "_meta": {"title": title and f"{title} {at}"}} for at in range(nodes)}
+
+
+def test_a_thousand_unknown_keys_of_a_thousand_nodes_are_not_compared_a_million_times(compared: list[int]) -> None:
+    body = {f"Unknown {number}": {"seed": 1} for number in range(1000)}
+    with pytest.raises(InvalidRequest) as caught:
+        parse_update(body, prompt_of(1000, "Some node"))
+    assert 1 <= len(compared) <= 5
+    assert sum(compared) <= 500_000
+    assert len(caught.value.violations) == 100
+    assert "(at least 99 more)" in caught.value.message
+
+
+def test_every_key_of_a_workflow_that_people_draw_is_compared(compared: list[int]) -> None:
+    body = {f"Somme node {number}": {"seed": 1} for number in range(26)}
+    with pytest.raises(InvalidRequest) as caught:
+        parse_update(body, prompt_of(26, "Some node"))
+    assert len(compared) == 26
+    assert ["did you mean" in violation.message for violation in caught.value.violations] == [True] * 26
+
+
+@pytest.mark.parametrize("key", ["n" * 101, "n" * 10_000_000])
+def test_a_key_longer_than_any_name_is_not_compared(compared: list[int], key: str) -> None:
+    (violation,) = violations({key: {"seed": 1}})
+    assert len(violation.path) <= 110
+    (violation,) = violations({key: 1})
+    assert len(violation.path) <= 110
+    assert not compared
+
+
+def test_a_workflow_of_too_many_nodes_is_not_searched_for_what_was_meant(compared: list[int]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_update({"prompts": prompt_of(30_000), "x": {}, "Unknown": {}}, WORKFLOW)
+    assert not compared
+    assert "and 29980 more" in caught.value.violations[0].allowed
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {str(number): number for number in range(10, 100_000)},
+        {"prompts": {str(number): number for number in range(100_000)}},
+        {"5": {"inputs": {}} | {f"x{number}": 1 for number in range(100_000)}},
+        {"5": (many := {f"x{number}": 1 for number in range(100_000)}), "Sampler": many},
+        {"params": many} | many,
+        {"prompts": {"9" * 1_000_000: {"class_type": "A", "_meta": {"title": "T"}}}, "T": {"inputs": {}} | many},
+        {"prompts": prompt_of(3) | {"9": {"class_type": "A", "_meta": {"title": "T" * 100_000}}}} | many,
+    ],
+)
+def test_the_answer_to_a_body_that_is_all_wrong_is_short(body: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_update(body, WORKFLOW)
+    assert len(caught.value.violations) == 100
+    assert len(json.dumps(caught.value.as_json())) < 100_000
 
 
 def test_an_unknown_key_at_start_is_ignored() -> None:
