@@ -165,7 +165,7 @@ class Settings:
         "0: any time",
         300.0,
     )
-    # Below the 10 s after which supervisor kills (stopwaitsecs).
+    # Below the 30 s after which supervisor kills (stopwaitsecs).
     grace_s: float = _option(_seconds, "seconds that sessions and a running graph get at the end", 5.0)
     allow_nodes: tuple[str, ...] = _option(
         _patterns, "node classes that may read or write files or reach the network, as in LoadImage,VHS_*", ()

@@ -50,6 +50,10 @@ INFO_EVERY_S = 3.0  # load, device memory and failed packs change while it runs
 
 #: Streams that an engine is known to have served; the longest gone are forgotten.
 SERVED_STREAMS = 256
+#: Silence of an engine in which a session is being opened, after which that is given up: ComfyUI's packs and models
+#: may hold its interpreter for long (the watchdog's LOADING_SILENCE_S, for engines that no watchdog sees).
+OPEN_SILENCE_S = 60.0
+
 #: For an engine that a stream suspects: what its event loop needs, many times over.
 SUSPECT_TIMEOUT_S = 2.0
 
@@ -122,6 +126,17 @@ class EngineClient:
         """Wait until the engine answers nothing."""
         while self.state not in (EngineState.ABSENT, EngineState.DEAD):
             await self._changed.wait()
+
+    async def silent(self, seconds: float) -> None:
+        """Wait until the engine has answered nothing for so long."""
+        while True:
+            await self.gone()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while self.state in (EngineState.ABSENT, EngineState.DEAD):
+                        await self._changed.wait()
+                    continue
+            return
 
     async def changed(self) -> None:
         """Wait until the engine was looked at again; `state` may be what it was."""
@@ -240,6 +255,8 @@ class EngineClient:
     async def _refresh_info(self, timeout_s: float = RPC_TIMEOUT_S) -> None:
         sessions = self.sessions
         info = await self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout_s)
+        # Whichever the engine saw; one of ours that opened meanwhile must not count as somebody else's too.
+        sessions = max(sessions, self.sessions)
         if info.wire_version != WIRE_VERSION:
             raise EngineGone(
                 f"the engine at {self.address} speaks contract version {info.wire_version}, "
@@ -307,7 +324,7 @@ class EngineClient:
                 await call.write(pb.ProcessRequest(open=request))
                 credits = 0
                 while True:
-                    answer = await call.read()
+                    answer = await self._read_unless_silent(call)
                     if answer is grpc.aio.EOF:
                         raise EngineGone("the engine ended the session before it was open")
                     if not isinstance(answer, pb.ProcessResponse):
@@ -334,6 +351,21 @@ class EngineClient:
                 lane.close()
             self.sessions -= 1
             call.cancel()
+
+    async def _read_unless_silent(self, call: Any) -> Any:
+        read = asyncio.ensure_future(call.read())
+        silent = asyncio.create_task(self.silent(OPEN_SILENCE_S), name=f"silence of {self.address}")
+        try:
+            await asyncio.wait((read, silent), return_when=asyncio.FIRST_COMPLETED)
+            if read.done():
+                return read.result()
+            raise EngineGone(f"the engine answered nothing for {OPEN_SILENCE_S:g} s while it opened a session")
+        finally:
+            await ended(silent)
+            if not read.done():
+                call.cancel()
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await ended(read)
 
     async def _offer(self, request: pb.OpenSession) -> EngineLane | None:
         """Shared memory for a session, where the engine is on this machine; written into ``request``."""

@@ -24,8 +24,8 @@ _LONGEST_SOCKET = "supervisor.sock.1234567"
 
 #: Of the shim in supervisord.conf, seconds, and how much of it a shim needs besides its ``drain_s``: the end of what
 #: still runs then (manager.END_S, CUT_OFF_S), unregistering, requests under way.
-STOP_WAIT_S = 20
-_BEYOND_DRAIN_S = 15
+STOP_WAIT_S = 30
+_BEYOND_DRAIN_S = 24
 
 #: Engine N sees GPU N; supervisord counts.
 _ONE_GPU_EACH = 'CUDA_VISIBLE_DEVICES="%(process_num)d"'

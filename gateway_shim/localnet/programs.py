@@ -16,8 +16,8 @@ from typing import Any, Self
 
 from ..supervise import Launch, end_with_parent, prepare
 
-#: supervisord gives the shim, then the engines their stopwaitsecs before it kills: 20 + 20 s in supervisord.conf.
-STOP_S = 45.0
+#: supervisord gives the shim, then the engines their stopwaitsecs before it kills: 30 + 30 s in supervisord.conf.
+STOP_S = 65.0
 #: States of a program that supervisord has given up, or that keeps dying.
 _LOST = ("FATAL", "UNKNOWN")
 

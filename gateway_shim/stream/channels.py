@@ -12,7 +12,7 @@ from ..trickle.connection import open_http
 from ..trickle.data import DataWriter
 from ..trickle.publisher import Publisher, PublisherTiming
 from ..trickle.subscriber import Subscriber
-from ..trickle.wire import ChannelError
+from ..trickle.wire import UNREACHABLE, ChannelClosed, ChannelError
 from .events import Events
 
 #: A channel that takes nothing must not hold up the end of a stream beyond supervisord's patience (stopwaitsecs).
@@ -46,18 +46,22 @@ class Channels:
         # Its own connections: nothing of this stream outlives it, and a slow one cannot starve another.
         http = self._http = await stack.enter_async_context(open_http())
 
-        def publisher(url: str, content_type: str) -> Publisher:
+        async def opened(url: str, content_type: str) -> Publisher:
             # Resumed: on a channel that somebody wrote to before, an index from zero would be discarded (1.5).
-            return Publisher(http, url, content_type=content_type, resume=True, timing=PUBLISHER_TIMING)
+            publisher = Publisher(http, url, content_type=content_type, resume=True, timing=PUBLISHER_TIMING)
+            await stack.enter_async_context(publisher)
+            if publisher.closed_reason == UNREACHABLE:  # so are the others, and each would be tried for as long
+                raise ChannelClosed(UNREACHABLE)
+            return publisher
 
         if request.events_url:
-            events.attach(await stack.enter_async_context(publisher(request.events_url, "application/json")))
+            events.attach(await opened(request.events_url, "application/json"))
             stack.push_async_callback(farewell)
         if request.publish_url:
-            self.output = await stack.enter_async_context(publisher(request.publish_url, "video/mp2t"))
+            self.output = await opened(request.publish_url, "video/mp2t")
             stack.push_async_callback(self._delete_abandoned, self.output)
         if request.data_url:
-            data = await stack.enter_async_context(publisher(request.data_url, "application/jsonl"))
+            data = await opened(request.data_url, "application/jsonl")
             self.data = await stack.enter_async_context(DataWriter(data))
 
     async def open_incoming(self, stack: contextlib.AsyncExitStack, control_start: int) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 
 from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
+from proto.tasks import ended
 
 from ..deaths import Death
 from ..engine_choice import first_ready, pick
-from ..engine_client import EngineClient
+from ..engine_client import EngineClient, EngineState
 from ..engine_session import EngineSession
 from ..errors import EngineGone, HeadraceError, InvalidRequest, NoSuchStream, NotReady, WorkflowRefused
 from ..garbage import collect_soon
@@ -214,11 +215,30 @@ class Inference:
         self.parameters.refused = WorkflowRefused(text)
         self._decided.set()
         self.parameters.replaced.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self.parameters.replaced.wait()
+        replaced = asyncio.create_task(self.parameters.replaced.wait(), name=f"workflow of {self._stream_id}")
+        pause = asyncio.create_task(self._next_try(engine, pid, pause_s), name=f"pause of {self._stream_id}")
+        try:
+            await asyncio.wait((replaced, pause), return_when=asyncio.FIRST_COMPLETED)
+            if replaced.done():
                 self._vain_deaths.forgive()
+        finally:
+            await ended(replaced)
+            await ended(pause)
         return True
+
+    async def _next_try(self, engine: EngineClient, pid: int, pause_s: float) -> None:
+        """``pause_s`` from when the engine is another process than ``pid``, or another one can take the stream.
+
+        Its start may take longer than the pause: counted from its death, all streams that died with it would come
+        back in the same moment and die together again.
+        """
+        while pick(self._engines, self._stream_id, {engine}) is None:
+            if engine.state is EngineState.READY and engine.info is not None and engine.info.pid != pid:
+                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AGAIN_S):
+                    await engine.changed()
+        await asyncio.sleep(pause_s)
 
     async def _pause(self, failed: set[EngineClient], pause_s: float) -> float:
         """Wait before the next try, unless there is another engine for it; gives the wait before the one after it."""

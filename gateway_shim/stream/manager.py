@@ -30,9 +30,9 @@ CHECK_TIMEOUT_S = 1.5
 
 #: A stream ends within this after it was told to, or is cut off: two drains, the farewell, and closing channels that
 #: take nothing (session.py, channels.py). With ``drain_s`` before it this stays below supervisord's stopwaitsecs
-#: of 20 s.
+#: of 30 s.
 END_S = 8.0
-CUT_OFF_S = 4.0
+CUT_OFF_S = 8.0
 
 
 class Streams:

@@ -81,6 +81,7 @@ class StreamSession:
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._ended = asyncio.Event()
+        self._opening: asyncio.Timeout | None = None  # while channels are being opened
         self._channels = Channels(request)
         self._ledger = Ledger()
         self._mailbox = Mailbox(MAX_WAITING_FRAMES)
@@ -141,6 +142,8 @@ class StreamSession:
             self.end_reason = reason
             logger.info("stream %s: ending: %s", self.stream_id, reason)
             self._ended.set()
+            if self._opening is not None:
+                self._opening.reschedule(self._loop.time())
 
     async def run(self) -> None:
         """Run until the stream is over. Never raises but CancelledError; `end_reason` says why it ended."""
@@ -148,7 +151,7 @@ class StreamSession:
         self._report.running = True
         try:
             async with contextlib.AsyncExitStack() as stack:
-                await self._reasoned(self._open(stack))
+                await self._reasoned(self._open_unless_ended(stack))
                 if not self.ending:
                     await self._reasoned(self._run_stages())
         except ChannelError as exc:
@@ -173,6 +176,17 @@ class StreamSession:
             logger.exception("stream %s failed", self.stream_id, exc_info=group)
             self._events.error("stream_failed", f"the stream failed: {_first(group)}")
             self._end(f"failed: {_first(group)}")
+
+    async def _open_unless_ended(self, stack: contextlib.AsyncExitStack) -> None:
+        """A broker that does not answer is waited for 30 s; whoever stops the stream meanwhile need not wait."""
+        try:
+            async with asyncio.timeout(None) as self._opening:
+                await self._open(stack)
+        except TimeoutError:
+            if not self.ending:
+                raise
+        finally:
+            self._opening = None
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
         """Open every channel that the request names, and make what reads and writes them; the stack closes all of it

@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Self
 
 from .connection import FAILURES, send
-from .wire import HEADER_RESET, ChannelClosed, ChannelError, read_answer, segment_url
+from .wire import HEADER_RESET, UNREACHABLE, ChannelClosed, ChannelError, read_answer, segment_url
 
 if TYPE_CHECKING:
     from .publisher import Publisher
@@ -155,7 +155,7 @@ class Post:
                 return
             wait_s = publisher.backoff.failed()
             if wait_s is None:
-                await publisher.end("unreachable")
+                await publisher.end(UNREACHABLE)
                 return
             publisher.counters.retries += 1
             await asyncio.sleep(wait_s)

@@ -16,6 +16,7 @@ import aiohttp
 from .connection import FAILURES, send
 from .post import Post
 from .wire import (
+    UNREACHABLE,
     Backoff,
     ChannelClosed,
     ChannelError,
@@ -218,7 +219,7 @@ class Publisher:
                     return answer.latest
             wait_s = self.backoff.failed()
             if wait_s is None:
-                await self.end("unreachable")
+                await self.end(UNREACHABLE)
                 return 0
             await asyncio.sleep(wait_s)
 

@@ -34,6 +34,10 @@ class SegmentTooLarge(ChannelError):
     """The segment has more bytes than its reader wants to hold."""
 
 
+#: Why a channel is over whose server could not be reached for too long.
+UNREACHABLE = "unreachable"
+
+
 class ChannelClosed(ChannelError):
     """The channel is over. ``reason``: "closed header", "404", "unreachable", or "deleted" (by ourselves)."""
 

@@ -148,7 +148,14 @@ def _answer(call: Any) -> Answer | Silence:
     except grpc.RpcError as exc:
         refused = exc.code() is grpc.StatusCode.UNAVAILABLE
         return Silence.REFUSED if refused else Silence.TIMEOUT
-    return Answer(found.preparing, found.run_ms, found.run_limit_ms, found.step_ms, found.step_limit_ms)
+    answered = {each.session_id: _answered(each) for each in found.sessions if each.frames_in_flight}
+    return Answer(
+        found.preparing, found.run_ms, found.run_limit_ms, found.step_ms, found.step_limit_ms, answered=answered
+    )
+
+
+def _answered(session: pb.SessionState) -> int:
+    return session.frames_received - session.frames_in_flight
 
 
 def is_stopped(pid: int) -> bool:

@@ -3,17 +3,21 @@
 import asyncio
 import json
 import math
+import socket
+from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from gateway_shim.localnet.numbered import write_clip
 from gateway_shim.media.encode import Encoder
-from gateway_shim.stream import intake
+from gateway_shim.stream import channels, intake
+from gateway_shim.trickle import publisher
 from gateway_shim.trickle.publisher import Publisher
 from gateway_shim.trickle.wire import ChannelClosed
 from tests.fakes.engine_backend import StubBackend, workflow
-from tests.fakes.network import network
+from tests.fakes.network import CHANNELS, network
 
 
 async def test_failure_of_ours_is_told_and_the_output_deleted(
@@ -214,3 +218,41 @@ async def test_channel_that_was_never_there_refuses_nothing_but_the_stream(tmp_p
         with pytest.raises(ChannelClosed):
             async with Publisher(net.http, gone, content_type="video/MP2T", resume=True) as publisher:
                 await publisher.publish(b"x")
+
+
+async def test_stop_does_not_wait_for_a_broker_that_is_not_there(tmp_path: Path) -> None:
+    async with network(tmp_path) as net:
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))  # and does not listen: refused
+            url = f"http://127.0.0.1:{nobody.getsockname()[1]}/ai/trickle/cam"
+            urls = {name: url + suffix for name, suffix in CHANNELS.items()}
+            assert (await net.post("/stream/start", {"gateway_request_id": "cam", **urls}))[0] == 200
+            session = net.shim.streams.active["cam"]
+            async with asyncio.timeout(5):  # 30 s a channel before
+                assert (await net.post("/stream/stop", {"gateway_request_id": "cam"}))[0] == 200
+                await net.shim.streams.wait_idle()
+            assert session.end_reason
+
+
+async def test_broker_that_is_not_there_is_waited_for_once_and_not_by_each_channel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels, "PUBLISHER_TIMING", replace(channels.PUBLISHER_TIMING, unreachable_s=1.0))
+    async with network(tmp_path) as net:
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{nobody.getsockname()[1]}/ai/trickle/cam"
+            urls = {name: url + suffix for name, suffix in CHANNELS.items()}
+            assert (await net.post("/stream/start", {"gateway_request_id": "cam", **urls}))[0] == 200
+            session = net.shim.streams.active["cam"]
+            asked: list[str] = []
+            real = publisher.send
+
+            async def counted(http: aiohttp.ClientSession, method: str, at: str, **more: object) -> object:
+                asked.append(at)
+                return await real(http, method, at, **more)
+
+            monkeypatch.setattr(publisher, "send", counted)
+            await net.shim.streams.wait_idle()
+            assert "unreachable" in session.end_reason
+            assert {at.rpartition("/")[0].rpartition("/")[2] for at in asked} <= {"cam-events"}

@@ -19,6 +19,7 @@ import pytest
 from gateway_shim.localnet.numbered import write_clip
 from gateway_shim.localnet.probe import pictures
 from gateway_shim.media.planes import plane_views
+from gateway_shim.stream import vain_deaths
 from tests.fakes.engine_backend import workflow
 from tests.fakes.engine_client import eventually
 from tests.fakes.network import LiveStream, Network, network
@@ -246,3 +247,30 @@ async def test_viewers_see_the_policy_of_their_stream(tmp_path: Path, policy: st
     else:
         assert last["passed_through"] > gone["passed_through"]
         assert len(received.numbers) >= 35
+
+
+async def test_stream_beside_one_that_kills_the_engine_has_turns_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Sooner than in life; the ratio of the two is what counts.
+    monkeypatch.setattr(vain_deaths, "VAIN_FIRST_S", 1.0)
+    monkeypatch.setattr(vain_deaths, "FRUITFUL_S", 1.0)
+    async with kept(tmp_path, capacity=2) as net:
+        good = await net.start("good", params={"prompts": json.loads(workflow(level=200))})
+        deadly = await net.start("deadly", params={"prompts": json.loads(workflow(mode="abort"))})
+        folders = [tmp_path / stream.id for stream in (good, deadly)]
+        for folder in folders:
+            folder.mkdir()
+        async with publishing(good, folders[0]), publishing(deadly, folders[1]):
+            await deadly.event("error", reason="workflow_kills_engine")
+            session = net.shim.streams.active["good"]
+            before, reopened = session.status()["frames"]["processed"], None
+            while True:
+                status = session.status()
+                processed, lives = status["frames"]["processed"], status["inference_status"]["restart_count"]
+                if lives != reopened:
+                    before, reopened = processed, lives
+                if processed > before + 60:  # two seconds in one life of the engine
+                    break
+                await asyncio.sleep(0.05)
+            assert session.prompt["5"]["inputs"] == json.loads(workflow(level=200))["5"]["inputs"]

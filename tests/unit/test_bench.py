@@ -207,11 +207,11 @@ def test_a_kernel_that_gives_another_picture_has_no_figure(monkeypatch: pytest.M
     pool = kernels.pool_of(WIDTH, HEIGHT)
     kernels.check(pool)
     monkeypatch.setitem(kernels.FORWARD_ERROR, "float32", 1e-9)
-    with pytest.raises(AssertionError, match="forward.* is off by"):
+    with pytest.raises(AssertionError, match=r"forward.* is off by"):
         kernels.check(pool)
     monkeypatch.undo()
     monkeypatch.setattr(cext, "image_to_i420", lambda image, planes: planes.arrays[1].fill(0))
-    with pytest.raises(AssertionError, match="back.* is off by"):
+    with pytest.raises(AssertionError, match=r"back.* is off by"):
         kernels.check(pool)
 
 

@@ -52,6 +52,29 @@ def test_step_of_a_build_that_does_not_return_is_a_hang_too():
     assert patience(LOADING).verdict(7, endless, 5.0, stopped=False) == "", "without a limit"
 
 
+def test_engine_that_holds_frames_and_runs_none_is_a_hang():
+    made = patience(QUIET)
+    assert made.verdict(7, Answer(answered={"a": 12}), 5.0, stopped=False) == "", "one look is a moment"
+    assert "held frames for 5 s" in made.verdict(7, Answer(answered={"a": 12}), 10.0, stopped=False)
+    assert made.verdict(8, Answer(answered={"a": 12}), 15.0, stopped=False) == "", "another process begins anew"
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        Answer(answered={"a": 13}),  # it got on
+        Answer(answered={"a": 12}, run_ms=1),  # it is at it
+        Answer(answered={"a": 12}, step_ms=1),
+        Answer(answered={"a": 12}, preparing=True),
+        Answer(answered={"b": 12}),
+    ],
+)
+def test_engine_that_did_anything_between_two_looks_may_stay(between):
+    made = patience(QUIET)
+    for now, answer in enumerate((Answer(answered={"a": 12}), between, Answer(answered={"a": 12}))):
+        assert made.verdict(7, answer, 5.0 * now, stopped=False) == ""
+
+
 @pytest.mark.parametrize("before", [(), (LOADING,), (QUIET, LOADING)])
 def test_silence_while_something_loads_is_waited_for(before):
     made = patience(*before)
