@@ -181,6 +181,9 @@ class Backend(Protocol):
     def interrupt(self) -> None:
         """Ask the run that is under way to end soon."""
 
+    def device_is_lost(self) -> bool:
+        """Whether the device answers nothing any more, to this process. Waits for what runs there."""
+
 
 @dataclass(slots=True)
 class PassThrough:
@@ -246,6 +249,9 @@ class LazyBackend:
     def interrupt(self) -> None:
         if self._real is not None:
             self._real.interrupt()
+
+    def device_is_lost(self) -> bool:
+        return self._loaded.device_is_lost()
 
     @property
     def _loaded(self) -> Backend:

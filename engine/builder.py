@@ -34,7 +34,8 @@ class Builder:
     """Does on the executor thread what workflows need of ComfyUI.
 
     loader: the thread for what may lie beside running graphs. quiet: waits until no frame wants the executor thread,
-    or for as long as a build can stand aside. in_use: whether any session runs.
+    or for as long as a build can stand aside. in_use: whether any session runs. on_failure: called when a graph
+    failed.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Builder:
         max_nodes: int,
         quiet: Callable[[], Awaitable[None]],
         in_use: Callable[[], bool],
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self._executor = executor
         self._loader = loader
@@ -53,6 +55,7 @@ class Builder:
         self._max_nodes = max_nodes
         self._quiet = quiet
         self._in_use = in_use
+        self._on_failure = on_failure
         self._steps: set[asyncio.Future[Any]] = set()
         self._turn = asyncio.Lock()
 
@@ -178,6 +181,7 @@ class Builder:
             self._executor.submit(_abandon, building)
             raise
         except GraphFailed as exc:
+            self._on_failure()
             where = f"node {exc.node_id} ({exc.class_type}): " if exc.node_id else ""
             path = f"nodes.{exc.node_id}" if exc.node_id else "workflow_json"
             text = f"the workflow failed while it was loaded and warmed: {where}{exc.message}"

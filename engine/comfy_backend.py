@@ -33,7 +33,7 @@ from .config import Settings
 from .executor import settle_heap
 from .graph import overrides as graph_overrides
 from .graph.comfy import ComfyHost, ComfyUnavailable
-from .graph.device import DeviceInfo
+from .graph.device import DeviceInfo, is_lost
 from .graph.device_pixels import ON_CPU, Placement, placement
 from .graph.policy import Policy
 from .graph.rows import rows_apart
@@ -365,6 +365,9 @@ class ComfyBackend:
     def interrupt(self) -> None:
         if self._host is not None:
             self._host.interrupt()
+
+    def device_is_lost(self) -> bool:
+        return is_lost(self._loaded.torch_device)
 
     @property
     def _loaded(self) -> ComfyHost:

@@ -52,6 +52,9 @@ logger = logging.getLogger(__name__)
 #: How long an update waits for the first frame made with it, before it is answered without the frame's pts.
 EFFECT_TIMEOUT_S: Final = 1.0
 
+#: How often a graph that fails has the device looked at, at the most: it may fail with every frame.
+DEVICE_LOOK_S: Final = 1.0
+
 _SESSION_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -76,7 +79,8 @@ class Engine:
         self._loading = Loading(backend, settings.comfyui_dir, on_settled, starts)
         self._executor = Executor()
         self._loader = Executor("loader")
-        self._scheduler = Scheduler(self._executor.submit)
+        self._scheduler = Scheduler(self._executor.submit, on_failure=self._graph_failed)
+        self._device_look: asyncio.Task[None] | None = None
         self._builder = Builder(
             self._executor,
             self._loader,
@@ -84,6 +88,7 @@ class Engine:
             max_nodes=settings.max_workflow_nodes,
             quiet=self._scheduler.quiet,
             in_use=lambda: bool(self.sessions),
+            on_failure=self._graph_failed,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._opening: set[str] = set()
@@ -107,6 +112,18 @@ class Engine:
             logger.critical("the scheduler died; the engine cannot go on", exc_info=task.exception())
             self.broken.set()
 
+    def _graph_failed(self) -> None:
+        if self._device_look is None or self._device_look.done():
+            self._device_look = asyncio.create_task(self._look_at_device(), name="look at the device")
+
+    async def _look_at_device(self) -> None:
+        """After an illegal access in a kernel every call of this process to its GPU fails, of whatever graph."""
+        if self._loading.state is LoadState.READY:
+            if await self._executor.submit(self._loading.ready().device_is_lost):
+                logger.critical("the device answers nothing any more; only another process can use it")
+                self.broken.set()
+            await asyncio.sleep(DEVICE_LOOK_S)
+
     def end_sessions(self) -> None:
         """Refuse further sessions and end those that run; their calls end with UNAVAILABLE."""
         self._stopping = True
@@ -119,6 +136,8 @@ class Engine:
         self.end_sessions()
         if self._loading.state is LoadState.READY:
             self._loading.ready().interrupt()
+        if self._device_look is not None:
+            self._tasks.append(self._device_look)
         for task in self._tasks:
             task.cancel()
         self._builder.cancel()

@@ -103,8 +103,14 @@ class Source(Protocol[B]):
 class Scheduler:
     """Call ``wake`` whenever a source got frames. A source that has a batch running is never asked for another."""
 
-    def __init__(self, submit: Submit, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        submit: Submit,
+        clock: Callable[[], float] = time.perf_counter,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         self._submit = submit
+        self._on_failure = on_failure
         self._clock = clock
         self._share: FairShare[Source[Any]] = FairShare()
         self._running: Source[Any] | None = None
@@ -222,6 +228,7 @@ class Scheduler:
             source.finish(batch, result)
 
     def _failure(self, error: Exception) -> GraphFailed:
+        self._on_failure()
         if isinstance(error, GraphFailed):
             return error
         kind = type(error).__name__

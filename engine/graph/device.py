@@ -86,6 +86,22 @@ def describe(device: torch.device) -> DeviceInfo:
     )
 
 
+def is_lost(device: torch.device) -> bool:
+    """Whether CUDA has given the process up: from an illegal access or a failed assertion in a kernel on, every call
+    fails with that error. Waits for what runs there; want of memory is no such error."""
+    if device.type != "cuda":
+        return False
+    import torch
+
+    try:
+        torch.cuda.synchronize(device)
+    except torch.cuda.OutOfMemoryError:
+        return False
+    except RuntimeError:  # torch.AcceleratorError is one
+        return True
+    return False
+
+
 def _uuid(bare: str) -> str:
     """As NVIDIA's tools and orchestrators write it (protocol.md 4.3); torch leaves the prefix out."""
     return f"GPU-{bare}" if bare and not bare.startswith(("GPU-", "MIG-")) else bare

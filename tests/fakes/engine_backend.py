@@ -144,6 +144,7 @@ class StubBackend:
         self.step_s = 0.0
         self.run_s = 0.0
         self.shares = False  # what its graphs say
+        self.lost = False  # the device, from the next failure on
         self.graphs: list[StubGraph] = []
         self.first_made: dict[int, int] = {}  # level to the first frame that got it
         self.log: list[tuple[StubGraph, tuple[int, ...]]] = []
@@ -156,6 +157,10 @@ class StubBackend:
 
     def device(self) -> DeviceInfo:
         return DeviceInfo("cpu", "stub")
+
+    def device_is_lost(self) -> bool:
+        assert threading.current_thread().name == "executor"
+        return self.lost
 
     def definitions(self) -> Sequence[NodeDefinition]:
         return list(DEFINITIONS.values())

@@ -1,6 +1,7 @@
 """Sessions with graphs: credits, drops, failures, ends. Stub graphs, real gRPC."""
 
 import asyncio
+import itertools
 from pathlib import Path
 
 import grpc
@@ -284,3 +285,22 @@ async def test_equal_sessions_share_a_run_until_one_is_changed(tmp_path: Path) -
         for process, version in zip(processes, (1, 2, 1), strict=True):
             assert process.results[3].version == version
             assert process.credits == processes[0].credits
+
+
+async def test_engine_whose_device_is_lost_ends_and_one_whose_graph_fails_does_not(tmp_path: Path) -> None:
+    settings, backend = settings_for(tmp_path), StubBackend()
+    async with running_engine(settings, backend) as server, connected(settings.address) as client:
+        process = await client.open(WIDTH, HEIGHT, workflow_json=workflow(mode="bug"))
+        await process.frame(0, FRAME)
+        assert (await process.result(0)).HasField("failed")
+        assert not server.engine.broken.is_set()
+        backend.lost = True
+        frames = itertools.count(1)
+
+        async def broken() -> bool:
+            number = next(frames)
+            await process.frame(number, FRAME)
+            await process.result(number)
+            return server.engine.broken.is_set()
+
+        await eventually(broken)

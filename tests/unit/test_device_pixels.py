@@ -15,6 +15,7 @@ from cext import Colour, PixelFormat, _pixels_py
 from engine.backend import FrameIn, GraphFailed
 from engine.comfy_backend import ComfyGraph
 from engine.graph import device_pixels
+from engine.graph.device import is_lost
 from engine.graph.device_pixels import ON_CPU, DevicePixels, Placement, faster_on_device, placement
 from engine.graph.runner import NodeFailed, TickInput, TickOutput
 from engine.graph.tensors import Converter
@@ -371,3 +372,23 @@ def test_the_pool_is_aligned_for_streaming_stores() -> None:
     converter = Converter()
     held = [converter.to_images([bytes(cext.picture_bytes(w, 480))], w, 480) for w in (640, 854, 1280)]
     assert [images.data_ptr() % 64 for images in held] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (None, False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), False),
+    ],
+)
+def test_device_is_lost_where_every_call_fails(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, lost: bool
+) -> None:
+    def synchronize(_: torch.device) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert is_lost(torch.device("cuda:0")) is lost
+    assert not is_lost(torch.device("cpu"))
