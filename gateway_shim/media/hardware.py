@@ -108,4 +108,7 @@ def open_decoder(codec: str, device: DecoderDevice, *, fall_back: bool = True) -
     """
     if device == "cpu":
         return av.CodecContext.create(codec, "r")  # type: ignore[return-value]
-    return av.CodecContext.create(codec, "r", HWAccel("cuda", allow_software_fallback=fall_back))  # type: ignore[return-value]
+    # The context that the process has on that GPU anyway: one of its own costs each decoder hundreds of megabytes there.
+    shared = {"primary_ctx": "1"}
+    accelerator = HWAccel("cuda", allow_software_fallback=fall_back, options=shared)
+    return av.CodecContext.create(codec, "r", accelerator)  # type: ignore[return-value]
