@@ -251,8 +251,20 @@ def frames_per_s(graphs: Sequence[Graph], video: VideoFormat, device: torch.devi
     return frames * len(graphs) / (time.perf_counter() - began)
 
 
+def alone_per_s(backend: ComfyBackend, runner: str, video: VideoFormat, device: torch.device, frames: int) -> float:
+    """Frames a second of one graph on that runner. Raises WrongOutput where another one holds it."""
+    graph = built(backend, DIFFUSION, video)
+    try:
+        if graph.runner != runner:
+            raise WrongOutput(f"the diffusion graph runs on {graph.runner}, not on {runner}: {graph.runner_reason}")
+        return frames_per_s([graph], video, device, frames)
+    finally:
+        graph.close()
+
+
 def diffusion(settings: Settings, folder: Path, *, small: bool) -> dict[str, float]:
-    """``gpu_diffusion_{way}_fps`` for pixels converted by the CPU and on the device, and ``gpu_streams_30fps``."""
+    """``gpu_diffusion_{way}_fps`` of the plan, for pixels converted by the CPU and on the device, and of ComfyUI's
+    executor; and ``gpu_streams_30fps``, as many streams as the graphs alone would allow."""
     results: dict[str, float] = {}
     width, height = (64, 64) if small else (512, 512)
     video = VideoFormat(width, height)
@@ -262,10 +274,11 @@ def diffusion(settings: Settings, folder: Path, *, small: bool) -> dict[str, flo
         ways = {"cpu": Placement(page_locked=device.type == "cuda"), "device": Placement(device)}
         for way, place in ways.items():
             backend._placement = place
-            graph = built(backend, DIFFUSION, video)
-            results[f"gpu_diffusion_{way}_fps"] = frames_per_s([graph], video, device, frames)
-            graph.close()
+            results[f"gpu_diffusion_{way}_fps"] = alone_per_s(backend, "plan", video, device, frames)
         backend._placement = max(ways.items(), key=lambda item: results[f"gpu_diffusion_{item[0]}_fps"])[1]
+        backend._settings = replace(settings, runner="executor")
+        results["gpu_diffusion_executor_fps"] = alone_per_s(backend, "executor", video, device, frames)
+        backend._settings = settings
         graphs: list[Graph] = []
         for count in (1, 2) if small else (1, 2, 4, 8):
             while len(graphs) < count:
@@ -313,6 +326,8 @@ def run(settings: Settings, *, small: bool = False) -> dict[str, float]:
     if settings.comfyui_dir is not None:
         with tempfile.TemporaryDirectory() as folder:
             results |= diffusion(settings, Path(folder), small=small)
+    else:
+        print("no ComfyUI (make comfyui, or COMFYUI_DIR): the diffusion graph is left out")
     return results | codecs(SMALL_FRAMES if small else FRAMES)
 
 

@@ -108,7 +108,7 @@ def open_decoder(codec: str, device: DecoderDevice, *, fall_back: bool = True) -
     """
     if device == "cpu":
         return av.CodecContext.create(codec, "r")  # type: ignore[return-value]
-    # The context that the process has on that GPU anyway: one of its own costs each decoder hundreds of megabytes there.
-    shared = {"primary_ctx": "1"}
+    # The context that the process has on that GPU anyway: one of its own takes hundreds of megabytes a decoder there.
+    shared: dict[str, object] = {"primary_ctx": "1"}
     accelerator = HWAccel("cuda", allow_software_fallback=fall_back, options=shared)
     return av.CodecContext.create(codec, "r", accelerator)  # type: ignore[return-value]

@@ -35,7 +35,12 @@ def test_every_part_runs_and_gives_its_figures(small: Any) -> None:
     results = gpu.run(small, small=True)
     assert all(isinstance(value, float) and value >= 0 for value in results.values())
     expected = {"gpu_up_small_x_cpu", "gpu_down_small_x_cpu", "gpu_diffusion_device_fps", "gpu_streams_30fps"}
-    assert expected | {"gpu_diffusion_cpu_fps", "gpu_nvenc", "gpu_encode_libx264_1080p_ms"} <= set(results)
+    assert expected | {
+        "gpu_diffusion_cpu_fps",
+        "gpu_diffusion_executor_fps",
+        "gpu_nvenc",
+        "gpu_encode_libx264_1080p_ms",
+    } <= set(results)
 
 
 def test_a_wrong_conversion_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
