@@ -11,6 +11,9 @@ from .planes import frame_of, plane_views
 from .rows import planes_size
 
 _FORMAT = "yuv420p"
+# Where covering the target takes more than so many times its width or height, the rest is cut off before scaling:
+# 16x4096 over 1280x720 would be 327680 pixels high, which swscale refuses, and half a gigabyte where it does not.
+_EXTREME = 4
 
 
 class Fitter:
@@ -31,10 +34,13 @@ class Fitter:
         """The middle of ``frame`` at our size; its samples keep matrix and range. ``frame`` is not written to."""
         if self.fits(frame):
             return frame
+        width, height = cover(frame.width, frame.height, self._width, self._height)
+        if width > _EXTREME * self._width or height > _EXTREME * self._height:
+            frame = self._trimmed(frame)
+            width, height = cover(frame.width, frame.height, self._width, self._height)
         shape = (frame.width, frame.height, frame.format.name)
         if shape != self._shape:
             self._reformatter, self._shape = VideoReformatter(), shape
-        width, height = cover(frame.width, frame.height, self._width, self._height)
         scaled = self._reformatter.reformat(
             frame,
             width,
@@ -44,20 +50,33 @@ class Fitter:
             dst_color_range=self._range,
             threads=1,
         )
-        return scaled if self.fits(scaled) else self._cut(scaled)
+        return scaled if self.fits(scaled) else _middle(scaled, self._width, self._height)
 
-    def _cut(self, frame: av.VideoFrame) -> av.VideoFrame:
-        # Even offsets keep the chroma samples on their luma samples.
-        left, top = (frame.width - self._width) // 4, (frame.height - self._height) // 4
-        out = np.empty(planes_size(self._width, self._height), np.uint8)
-        at = 0
-        for plane, scale in zip(plane_views(frame), (2, 1, 1), strict=True):
-            rows, columns = self._height * scale // 2, self._width * scale // 2
-            y, x = top * scale, left * scale
-            target = out[at : at + rows * columns].reshape(rows, columns)
-            target[:] = plane[y : y + rows, x : x + columns]
-            at += rows * columns
-        return frame_of(out.data, self._width, self._height)
+    def _trimmed(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """The middle of a frame, of the target's shape or nearly so, at the frame's own scale."""
+        if frame.format.name not in (_FORMAT, "yuvj420p"):
+            even = frame.width & ~1, frame.height & ~1
+            tags = {"src_color_range": self._range, "dst_color_range": self._range}
+            frame = VideoReformatter().reformat(frame, *even, _FORMAT, threads=1, **tags)
+        width, height = frame.width, frame.height
+        if width * self._height >= height * self._width:
+            return _middle(frame, min(_even_up(-(-height * self._width // self._height)), width), height)
+        return _middle(frame, width, min(_even_up(-(-width * self._height // self._width)), height))
+
+
+def _middle(frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+    """A copy of the middle of an 8-bit 4:2:0 frame, all sizes even."""
+    # Even offsets keep the chroma samples on their luma samples.
+    left, top = (frame.width - width) // 4, (frame.height - height) // 4
+    out = np.empty(planes_size(width, height), np.uint8)
+    at = 0
+    for plane, scale in zip(plane_views(frame), (2, 1, 1), strict=True):
+        rows, columns = height * scale // 2, width * scale // 2
+        y, x = top * scale, left * scale
+        target = out[at : at + rows * columns].reshape(rows, columns)
+        target[:] = plane[y : y + rows, x : x + columns]
+        at += rows * columns
+    return frame_of(out.data, width, height)
 
 
 def cover(width: int, height: int, to_width: int, to_height: int) -> tuple[int, int]:

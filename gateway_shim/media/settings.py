@@ -10,7 +10,16 @@ from .colour import Colour
 from .hardware import X264, EncoderName
 from .preset import AUTO, Preset
 
+#: Pixels of a side of an output picture, the same that may be asked for: below, an encoder has no macroblock; above,
+#: x264 and players give up, each at a size of its own.
+MIN_SIDE, MAX_SIDE = 16, 8192
+
 _DEFAULT_COLOUR = Colour()
+
+
+def can_encode(width: int, height: int) -> bool:
+    """Whether an output may have this size."""
+    return not (width % 2 or height % 2) and min(width, height) >= MIN_SIDE and max(width, height) <= MAX_SIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,8 @@ class EncoderSettings:
     streams: int = 1
 
     def __post_init__(self) -> None:
-        if self.width < 16 or self.height < 16 or self.width % 2 or self.height % 2:
-            raise ValueError(f"cannot encode {self.width}x{self.height}: both must be even and at least 16")
+        if not can_encode(self.width, self.height):
+            sides = f"both must be even and {MIN_SIDE} to {MAX_SIDE}"
+            raise ValueError(f"cannot encode {self.width}x{self.height}: {sides}")
         if self.segment_s <= 0:
             raise ValueError(f"segment_s is {self.segment_s}, it must be positive")

@@ -13,6 +13,7 @@ import av
 
 from ..media.decode import Colour, Decoder, DecoderSettings, Picture, Sound
 from ..media.fit import Fitter
+from ..media.settings import MAX_SIDE, MIN_SIDE
 from ..media.ts import AccessUnit, TsReader
 from ..trickle.subscriber import Subscriber
 from .journal import Position
@@ -46,7 +47,8 @@ class Intake:
     """Reads one channel until it is over.
 
     on_picture is awaited for each `Decoded` in display order, on_sound called for each `Sound`. The size of the first
-    picture, or the one that was asked for, is the stream's size; every other picture is scaled to it.
+    picture, or the one that was asked for, is the stream's size; every other picture is scaled to it. Where that is
+    none that can be encoded, it is the nearest that can.
     """
 
     def __init__(
@@ -194,6 +196,7 @@ class Intake:
 
     def _fitted(self, picture: Picture) -> Decoded:
         if self._fitter is None:
-            width, height = self._size or (picture.width, picture.height)
-            self._fitter = Fitter(width & ~1, height & ~1, picture.colour)
+            sides = self._size or (picture.width, picture.height)
+            width, height = (min(max(side & ~1, MIN_SIDE), MAX_SIDE) for side in sides)
+            self._fitter = Fitter(width, height, picture.colour)
         return Decoded(self._fitter.fit(picture.frame), picture.pts, picture.colour)

@@ -6,12 +6,15 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+import av
+
 from proto import engine_pb2 as pb
 from proto.frames import Frame
 from proto.results import FrameResult, Picture, Results
 
 from ..engine_session import EngineSession
 from ..media.planes import frame_of, rows_of
+from ..media.settings import MAX_SIDE, MIN_SIDE, can_encode
 from .engine_sound import EngineSound
 from .estimate import Estimate
 from .failures import Failures
@@ -52,7 +55,8 @@ class Traffic:
         self.estimate = Estimate()
         self.rate = Rate()  # of frames with an answer that is worth something
         self.ever_processed = False
-        self.picture_size: tuple[int, int] | None = None  # of the graph's pictures, when the engine has said it
+        #: Of the graph's pictures, when the engine has said it and an output can have it.
+        self.picture_size: tuple[int, int] | None = None
         self.gives_pictures = True
         self._stream_id = stream_id
         self._mailbox = mailbox
@@ -147,7 +151,7 @@ class Traffic:
     def _take_ends(self, opened: pb.SessionOpened) -> None:
         """What the workflow takes and gives."""
         size = opened.video_output.width, opened.video_output.height
-        self.picture_size = size if all(size) else None
+        self.picture_size = size if can_encode(*size) else None
         self.gives_pictures = opened.HasField("video_output")
         self._sound.opened(opened)
 
@@ -172,10 +176,8 @@ class Traffic:
                 self._worked()
 
     def _show(self, result: FrameResult, picture: Picture) -> None:
-        assert not isinstance(picture.planes, tuple), "what was read is one piece"
         try:
-            frame = frame_of(picture.planes, picture.width, picture.height)
-            picture.planes = b""  # the frame alone holds a slot: the last response stays here until the next comes
+            frame = _shown(picture)
         except ValueError as exc:
             self._mailbox.resolve(result.frame_id, Outcome.FAILED, "bad_picture")
             self._failures.tell("bad_picture", f"the engine's picture cannot be shown: {exc}")
@@ -199,6 +201,16 @@ def _frame(entry: Entry, now: float, budget_s: float) -> Frame:
         # Measured against the due time, not the arrival: the last frame of a burst has waited long and is not late.
         age_ms=max(0, round((budget_s - (entry.due - now)) * 1000)),
     )
+
+
+def _shown(picture: Picture) -> av.VideoFrame:
+    """Raises ValueError for what no encoder takes, whatever it would be scaled to: the stream must not end of it."""
+    planes, width, height = picture.planes, picture.width, picture.height
+    assert not isinstance(planes, tuple), "what was read is one piece"
+    picture.planes = b""  # the frame alone holds a slot: the last response stays here until the next comes
+    if not can_encode(width, height):
+        raise ValueError(f"it is {width}x{height}, both must be even and {MIN_SIDE} to {MAX_SIDE}")
+    return frame_of(planes, width, height)
 
 
 def _sentence(fault: pb.Fault) -> str:

@@ -1,12 +1,18 @@
 """Whole streams, broker to broker, with everything that inputs do: no frame lost, doubled, moved or out of order."""
 
 import asyncio
+import json
+from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import pytest
 
+from engine.backend import Building, FrameIn, Report, RunResult
+from engine.graph.workflow import Prompt
+from engine.wire import VideoFormat
 from gateway_shim.localnet import measure, probe
 from gateway_shim.localnet.numbered import write_clip
 from gateway_shim.media import hardware
@@ -14,6 +20,7 @@ from gateway_shim.media.bit_rate import default_bit_rate
 from gateway_shim.media.decode import Decoder
 from gateway_shim.media.ts import TsReader
 from gateway_shim.trickle.subscriber import Subscriber
+from tests.fakes.engine_backend import StubBackend, StubGraph, painted, workflow
 from tests.fakes.media_clips import numbers
 from tests.fakes.network import network
 from tests.fakes.ts_edit import shifted, without_sound_before
@@ -94,6 +101,81 @@ async def test_size_change_is_scaled_to_the_first_size(tmp_path: Path) -> None:
         received = await stream.received()
     assert received.numbers == list(range(60))
     assert sizes(received.path) == {(320, 240)}
+
+
+class SizedGraph(StubGraph):
+    """Its pictures are grey and of the backend's size."""
+
+    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
+        assert isinstance(self.backend, SizedBackend)
+        width, height = self.picture_size = self.backend.size
+        planes = bytes([128]) * (width * height * 3 // 2)
+        return RunResult([painted(frame, planes, width, height) for frame in frames])
+
+
+class SizedBackend(StubBackend):
+    graph_class = SizedGraph
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Building:
+        graph = yield from super().build(prompt, video, report)
+        graph.picture_size = self.size
+        return graph
+
+
+@pytest.mark.parametrize("asked", [{}, {"width": 640, "height": 480}], ids=["graph's size", "asked size"])
+@pytest.mark.parametrize("size", [(2, 2), (4, 4), (14, 240), (20_000, 16), (16, 4096), (16, 8192), (8192, 16)])
+async def test_graph_of_odd_pictures_ends_no_stream(
+    tmp_path: Path, size: tuple[int, int], asked: dict[str, int]
+) -> None:
+    clip = write_clip(tmp_path / "a.ts", frames=30)
+    can_be_shown = min(size) >= 16 and max(size) <= 8192
+    async with network(tmp_path, backend=SizedBackend(size)) as net:
+        params = {"prompts": json.loads(workflow()), "latency_budget_ms": 5000, **asked}
+        stream = await net.start(params=params)
+        flowing = asyncio.create_task(stream.flow(30))
+        await stream.publish(clip)
+        await flowing
+        if not can_be_shown:
+            assert "cannot be shown" in (await stream.event("error", reason="bad_picture"))["message"]
+        await stream.end_input()
+        received = await stream.received()
+        frames = (await stream.event("stream_stopped"))["frames"]
+    assert len(received.arrivals.pts) == 30, "something for every frame"
+    assert frames["processed" if can_be_shown else "failed"] == 30, frames
+    if not can_be_shown:
+        assert frames["reasons"] == {"failed": {"bad_picture": 30}}
+        assert received.numbers == list(range(30)), "the input stands in"
+    shown = size if can_be_shown else (320, 240)
+    assert sizes(received.path) == {(asked["width"], asked["height"]) if asked else shown}
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 2048), (2048, 16)])
+async def test_source_of_extreme_shape_is_a_stream(tmp_path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    odd = write_clip(tmp_path / "odd.ts", frames=30, width=width, height=height)
+    parts = [
+        write_clip(tmp_path / "a.ts", frames=30).read_bytes(),
+        shifted(odd.read_bytes(), 30 * FRAME),
+        shifted(write_clip(tmp_path / "b.ts", frames=30, first_number=60).read_bytes(), 60 * FRAME),
+    ]
+    async with network(tmp_path) as net:
+        stream = await net.start()
+        await stream.publish_bytes(b"".join(parts))
+        await stream.end_input()
+        received = await stream.received()
+        first = await net.start("alone")
+        await first.publish_bytes(parts[1])
+        await first.end_input()
+        alone = await first.received()
+    assert {after - before for before, after in pairwise(received.arrivals.pts)} == {FRAME}
+    assert len(received.arrivals.pts) == 90
+    assert sizes(received.path) == {(320, 240)}
+    assert len(alone.arrivals.pts) == 30
+    assert sizes(alone.path) == {(max(width, 16), max(height, 16))}
 
 
 async def test_asked_size_is_given(tmp_path: Path) -> None:

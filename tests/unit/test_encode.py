@@ -10,14 +10,15 @@ import av
 import numpy as np
 import pytest
 
+from gateway_shim import keys
 from gateway_shim.localnet.numbered import luma_of, picture, read_number
 from gateway_shim.localnet.numbered import sound as sound_samples
 from gateway_shim.media.bit_rate import default_bit_rate
 from gateway_shim.media.colour import Colour
 from gateway_shim.media.encode import Chunk, Encoder
 from gateway_shim.media.fit import Fitter, cover
-from gateway_shim.media.planes import frame_of, planes_of
-from gateway_shim.media.settings import EncoderSettings
+from gateway_shim.media.planes import frame_of, plane_views, planes_of
+from gateway_shim.media.settings import MAX_SIDE, MIN_SIDE, EncoderSettings
 from gateway_shim.media.ts import TsReader
 from tests.fakes.media_clips import audio, bursts, decoded, numbers, pictures, sounds, steps, units_of, video
 
@@ -391,6 +392,30 @@ def test_cover(source: tuple[int, int], target: tuple[int, int], expected: tuple
     assert cover(*source, *target) == expected
 
 
+@pytest.mark.parametrize("size", [(16, 4096), (16, 8192), (8192, 16), (8190, 18), (2, 8192), (320, 4000)])
+@pytest.mark.parametrize("target", [(1280, 720), (16, 16), (16, 720), (4096, 16)])
+def test_pictures_of_extreme_shape_are_scaled_too(size: tuple[int, int], target: tuple[int, int]) -> None:
+    fitted = Fitter(*target, Colour()).fit(grey_with_white_middle(*size))
+    assert (fitted.width, fitted.height, fitted.format.name) == (*target, "yuv420p")
+    luma = luma_of(fitted)
+    assert luma[target[1] // 2, target[0] // 2] > 200, "the middle is what is shown"
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv422p", "yuv444p"])
+def test_pictures_of_extreme_shape_in_other_formats(pixel_format: str) -> None:
+    source = grey_with_white_middle(16, 4096).reformat(format=pixel_format, threads=1)
+    fitted = Fitter(WIDTH, HEIGHT, Colour()).fit(source)
+    assert (fitted.width, fitted.height, fitted.format.name) == (WIDTH, HEIGHT, "yuv420p")
+
+
+def grey_with_white_middle(width: int, height: int) -> av.VideoFrame:
+    frame = av.VideoFrame(width, height, "yuv420p")
+    for plane in plane_views(frame):
+        plane[:] = 128
+    luma_of(frame)[height * 3 // 8 : -(-height * 5 // 8), width * 3 // 8 : -(-width * 5 // 8)] = 235
+    return frame
+
+
 def test_bit_rate_follows_size_and_rate() -> None:
     assert default_bit_rate(512, 512, Fraction(30)) == 1_500_000
     assert 2_800_000 < default_bit_rate(1280, 720, None) < 3_400_000
@@ -417,10 +442,17 @@ def test_variable_frame_rate_keeps_its_stamps() -> None:
     assert numbers(items) == list(range(60))
 
 
-@pytest.mark.parametrize(("width", "height"), [(321, 240), (320, 241), (0, 240), (8, 8)])
+@pytest.mark.parametrize(("width", "height"), [(321, 240), (320, 241), (0, 240), (8, 8), (20_000, 16)])
 def test_sizes_that_cannot_be_encoded_are_refused(width: int, height: int) -> None:
     with pytest.raises(ValueError, match="even"):
         EncoderSettings(width, height)
+
+
+@pytest.mark.parametrize(("width", "height"), [(MIN_SIDE, MIN_SIDE), (MAX_SIDE, MIN_SIDE), (MIN_SIDE, MAX_SIDE)])
+def test_sizes_at_the_limits_are_encoded(width: int, height: int) -> None:
+    encode = Encoder(EncoderSettings(width, height, Fraction(30), audio=False))
+    assert encode.video(av.VideoFrame(width, height, "yuv420p"), 0)
+    assert (MIN_SIDE, MAX_SIDE) == (keys.MIN_SIDE, keys.MAX_SIDE), "what may be asked for"
 
 
 def test_a_closed_encoder_says_so() -> None:
