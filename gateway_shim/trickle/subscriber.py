@@ -1,7 +1,8 @@
 """The reading end of a channel: segments in order, bytes as they come, whatever the network does.
 
 While a segment is read, the next one is requested already: its bytes then arrive without a round trip in between. A
-response is never waited for blindly. Silence is looked into (``GET /next``), and what was abandoned is skipped.
+response is never waited for blindly. Silence is looked into (``GET /next``), and what was abandoned is skipped. Nor
+is anything asked for again and again without a pause: a server may answer at once for ever, and with nothing new.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import aiohttp
 
 from .connection import FAILURES, connected, send
 from .wire import (
+    MAX_LAG_SEGMENTS,
     SEQ_CURRENT,
     SEQ_NEXT,
     STATUS_OUTSIDE_WINDOW,
@@ -29,6 +31,10 @@ from .wire import (
 
 logger = logging.getLogger(__name__)
 
+# Answers in a row without a byte that are followed by the next request at once: a reader that lags meets at most a
+# whole window of empty segments, and one 470 behind it.
+MAX_BARREN = MAX_LAG_SEGMENTS + 1
+
 
 @dataclass(frozen=True, slots=True)
 class SubscriberTiming:
@@ -37,7 +43,7 @@ class SubscriberTiming:
     refresh_s: float = 20.0  # silence after which a GET is repeated: a proxy may have forgotten the connection
     silence_s: float = 1.0  # silence after which we ask whether the segment has a successor; doubles to silence_max_s
     silence_max_s: float = 4.0
-    reposition_s: float = 0.25  # until a segment that the server does not know yet is asked for again
+    reposition_s: float = 0.25  # until a segment that the server does not know yet is asked for again; see MAX_BARREN
     behind_s: float = 2.0  # a write head that stays behind us for so long was set back by a publisher's restart
     retry_first_s: float = 0.25  # after a reset or a 5xx
     retry_max_s: float = 2.0
@@ -83,6 +89,8 @@ class Segment:
         self._received_at = subscriber._clock()
         self._skip = 0  # bytes that a repeated response begins with and that were handed out before
         self._doubted = False  # asked for again because it was silent beside its successor
+        self._backoff = subscriber._backoff()  # between requests that bring nothing new
+        self._resumed_at: float | None = None  # the last such request; None: a byte has come since
 
     def __aiter__(self) -> Self:
         return self
@@ -97,10 +105,15 @@ class Segment:
                 data = data[known:]
             if data:
                 self._doubted = False
+                self._backoff.succeeded()
+                self._resumed_at = None
+                self._subscriber._barren = 0
                 self._received += len(data)
                 self._received_at = self._subscriber._clock()
                 self._subscriber.counters.bytes += len(data)
                 return data
+        if not self._received:
+            self._subscriber._barren += 1
         raise StopAsyncIteration
 
     async def read(self, limit: int) -> bytes:
@@ -162,9 +175,27 @@ class Segment:
             return b""
 
     async def _resume(self) -> None:
-        """Ask for the segment again: the server sends it from its first byte as long as it is in the window."""
+        """Ask for the segment again: the server sends it from its first byte as long as it is in the window.
+
+        At once, when new bytes came since it was last done; else after a pause, and not for ever: a body may be cut
+        at the same byte each time. ``_response`` is None when the segment is over, and stays what it was when this is
+        cancelled in the pause.
+        """
+        clock, timing = self._subscriber._clock, self._subscriber.timing
+        if self._resumed_at is not None and clock() - self._resumed_at > timing.retry_max_s:
+            self._backoff.succeeded()  # the connection lasted for a while: whatever ends it now is another failure
+        elif self._resumed_at is not None:
+            wait_s = self._backoff.failed()
+            if wait_s is None:
+                logger.debug("%s: segment %d ends at byte %d", self._subscriber.url, self.seq, self._received)
+                self.close()
+                return
+            await asyncio.sleep(wait_s)
+            if self._response is None:  # closed meanwhile
+                return
         self.close()
         self._response = await self._subscriber._reopen(self.seq)
+        self._resumed_at = clock()
         self._skip = self._received
         if self._response is not None:
             self._subscriber.counters.resumed += 1
@@ -194,6 +225,7 @@ class Subscriber:
         self._http = http
         self._ahead: asyncio.Task[_Opened | str] | None = None  # request of the segment after the current one
         self._current: Segment | None = None
+        self._barren = 0  # segments in a row that ended without a byte
         self._start = start
         self._clock = asyncio.get_running_loop().time
 
@@ -266,7 +298,10 @@ class Subscriber:
         expected = seq
         behind_since: float | None = None
         backoff = self._backoff()
+        barren = self._barren
         while True:
+            if barren > MAX_BARREN:
+                await asyncio.sleep(self.timing.reposition_s)
             try:
                 response = await self._get(seq, backoff)
             except ChannelClosed as closed:
@@ -285,12 +320,14 @@ class Subscriber:
                     return _Opened(at, response, gap=expected not in (at, SEQ_CURRENT, SEQ_NEXT))
                 response.release()
                 self.counters.empty += 1
+                barren += 1
                 seq = expected = at + 1
                 continue
             response.release()  # 470: the server's window lies elsewhere
             self.counters.outside_window += 1
             latest = seq if answer.latest is None else answer.latest
             if latest > seq:
+                barren += 1
                 seq = latest
                 continue
             behind_since = self._clock() if behind_since is None else behind_since
