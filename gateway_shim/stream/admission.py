@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +15,9 @@ from .ledger import Ledger, Outcome
 from .mailbox import Entry, Mailbox
 from .pacing import Pacer
 from .pause import Pause
+from .places import Places
+
+logger = logging.getLogger(__name__)
 
 
 class Admission:
@@ -43,6 +47,8 @@ class Admission:
         self._last_pts = last_pts
         self._on_format = on_format
         self._next_frame_id = 0
+        self._places: Places | None = None  # from the first picture on
+        self._told_s: float | None = None  # budget of which the log says that it is shorter than asked
 
     async def picture(self, decoded: Decoded) -> None:
         """Returns when there is room for another."""
@@ -56,9 +62,13 @@ class Admission:
             self._ledger.settle(Outcome.DROPPED, "not_increasing")
             return
         self._last_pts = pts
-        if self._next_frame_id == 0:
+        if self._places is None:
             self.size = (decoded.frame.width, decoded.frame.height)
+            self._places = Places(*self.size)
+            self._make_room(self._places)
             self._on_format(*self.size, decoded.colour)
+        self._places.add(pts)
+        self._make_room(self._places)
         self._mailbox.put(
             Entry(
                 frame_id=self._next_frame_id,
@@ -71,6 +81,16 @@ class Admission:
         )
         self._next_frame_id += 1
         await self._mailbox.room()
+
+    def _make_room(self, places: Places) -> None:
+        """As much as the latency budget needs at the rate of the pictures."""
+        pacer, mailbox = self.pacer, self._mailbox
+        pacer.longest_s = mailbox.longest_s = places.longest_s
+        mailbox.limit = places.needed(pacer.budget_s)
+        if pacer.budget_s < pacer.asked_s and pacer.asked_s != self._told_s:
+            self._told_s = pacer.asked_s
+            text = "no room for the pictures of a latency budget of %.2f s; it is %.2f s"
+            logger.warning(text, pacer.asked_s, pacer.budget_s)
 
     def sound(self, sound: Sound) -> None:
         # Sound may wait as long as its picture could; twice the budget covers a picture that was late itself.

@@ -37,7 +37,11 @@ class Mailbox:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        #: The most that wait; the producer may change it before it puts. Too few for what comes within the latency
+        #: budget hold the producer up again and again; see `Places`.
+        self.limit = limit
+        #: The longest latency budget for which they are enough, in seconds.
+        self.longest_s = float("inf")
         self._entries: deque[Entry] = deque()  # by arrival; leave by pop
         self._by_id: dict[int, Entry] = {}
         self._unsent: deque[Entry] = deque()
@@ -45,8 +49,7 @@ class Mailbox:
         self._refusal: str | None = None  # why nothing is waiting for the engine now
         self._arrived = asyncio.Event()  # for the taker
         self._head = asyncio.Event()  # for the popper
-        self._room = asyncio.Event()  # for the producer
-        self._room.set()
+        self._left = asyncio.Event()  # for the producer
         #: What the popper needs for a picture, from taking it to its last byte: `Entry.due` is when that must be out,
         #: so a result that is not there so much earlier is late. May change at any time.
         self.lead_s = 0.0
@@ -56,7 +59,9 @@ class Mailbox:
 
     async def room(self) -> None:
         """Wait until there is room: back-pressure towards the channel when the output is slower than the input."""
-        await self._room.wait()
+        while len(self._entries) >= self.limit:
+            self._left.clear()
+            await self._left.wait()
 
     def put(self, entry: Entry) -> None:
         self._entries.append(entry)
@@ -67,8 +72,6 @@ class Mailbox:
             self._unsent.append(entry)
             self._arrived.set()
         self._head.set()
-        if len(self._entries) >= self._limit:
-            self._room.clear()
 
     def refuse(self, reason: str) -> None:
         """Nothing will come from the engine: settle what waits and what comes, at once, as passed through."""
@@ -159,8 +162,7 @@ class Mailbox:
         # Nobody takes while the engine grants no credit; what is settled must not wait for that.
         while self._unsent and self._unsent[0].outcome is not None:
             self._unsent.popleft()
-        if len(self._entries) < self._limit:
-            self._room.set()
+        self._left.set()
 
     def close(self) -> None:
         """No frame comes any more; `pop` ends when the rest is out."""
@@ -173,5 +175,5 @@ class Mailbox:
         self._entries.clear()
         self._by_id.clear()
         self._unsent.clear()
-        self._room.set()
+        self._left.set()
         return left

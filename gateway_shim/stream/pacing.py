@@ -36,15 +36,25 @@ class Pacer:
     longer than ``window_s`` and the budget: a clock that jumps ahead would fill the mailbox with frames that nobody
     may have yet.
 
-    `budget_s` may change at any time.
+    `budget_s` may change at any time; it is never longer than `longest_s`.
     """
 
     def __init__(self, budget_s: float, window_s: float = WINDOW_S) -> None:
-        self.budget_s = budget_s
+        self.longest_s = float("inf")
+        self.asked_s = budget_s
         self._window_s = window_s
         # Decreasing delays with their arrival: the head is the maximum of the window.
         self._delays: deque[tuple[float, float]] = deque()
         self._last_delay: float | None = None
+
+    @property
+    def budget_s(self) -> float:
+        """The latency budget."""
+        return min(self.asked_s, self.longest_s)
+
+    @budget_s.setter
+    def budget_s(self, asked_s: float) -> None:
+        self.asked_s = asked_s
 
     @property
     def delay_s(self) -> float | None:

@@ -103,6 +103,7 @@ class Report:
                 "processed_fps": round(traffic.rate.per_second, 1),
                 "graph_ms": round(traffic.estimate.graph_ms, 2),
                 "lane": inference.lane,
+                "latency_budget_ms": round(traffic.budget_s * 1000),
                 "sustainable_fps": sustainable and round(sustainable, 1),
                 "hint": slow_hint(intake.rate.per_second if intake else 0.0, sustainable, traffic.budget_s),
                 "last_params_update_time": self._params_at_ms,

@@ -38,6 +38,7 @@ from .mailbox import Mailbox
 from .output import Output
 from .output_form import OutputForm
 from .parameters import UpdateResult
+from .places import USUAL
 from .report import Report
 from .schema import schema_of
 from .settings import StreamSettings
@@ -50,9 +51,6 @@ logger = logging.getLogger(__name__)
 #: is accepted and publishes when its user connects, minutes later (protocol.md 3.4 step 5); the broker itself sweeps
 #: idle channels after five.
 FIRST_INPUT_S = 300.0
-
-#: Frames between decoder and encoder. Two seconds of 30 fps, the usual burst; beyond it the channel waits.
-MAX_WAITING_FRAMES = 60
 
 #: Time for what is decoded to leave through graph and encoder when the input is over (protocol.md 6.3).
 DRAIN_S = 2.0
@@ -84,7 +82,7 @@ class StreamSession:
         self._opening: asyncio.Timeout | None = None  # while channels are being opened
         self._channels = Channels(request)
         self._ledger = Ledger()
-        self._mailbox = Mailbox(MAX_WAITING_FRAMES)
+        self._mailbox = Mailbox(USUAL)
         budget_s = request.latency_budget_ms / 1000 if request.latency_budget_ms else settings.latency_budget_s
         self._sound = EngineSound(AudioGate())
         self._intake: Intake | None = None

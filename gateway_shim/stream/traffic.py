@@ -51,7 +51,7 @@ class Traffic:
         on_text: Callable[[pb.TextItem], None],
     ) -> None:
         """It tells `parameters`, `loading`, `failures` and `vain_deaths` what concerns them of the answers."""
-        self.budget_s = budget_s  # may change at any time
+        self._asked_s = budget_s
         self.estimate = Estimate()
         self.rate = Rate()  # of frames with an answer that is worth something
         self.ever_processed = False
@@ -76,6 +76,15 @@ class Traffic:
         self._take_ends(opened)
         self.estimate.reset()
         self._heard_at = asyncio.get_running_loop().time()
+
+    @property
+    def budget_s(self) -> float:
+        """The latency budget, as far as frames may wait for it. May change at any time."""
+        return min(self._asked_s, self._mailbox.longest_s)
+
+    @budget_s.setter
+    def budget_s(self, asked_s: float) -> None:
+        self._asked_s = asked_s
 
     @property
     def silent_s(self) -> float:

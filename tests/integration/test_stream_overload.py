@@ -15,6 +15,7 @@ from tests.fakes.engine_backend import StubBackend, workflow
 from tests.fakes.network import network
 
 BUDGET_MS = 400
+OUTCOMES = ("processed", "failed", "passed_through", "dropped")
 
 
 async def test_slow_graph_keeps_cadence_and_latency_and_shows_what_it_can(tmp_path: Path) -> None:
@@ -73,3 +74,35 @@ async def test_sixty_frames_in_seven_out_within_the_budget_in_steady_memory(tmp_
     assert late < BUDGET_MS + frame_ms + 300, f"{late:.0f} ms"
     # Ten seconds; what leaks is a frame of 115 kB, and would be 70 MB of it.
     assert max(grown) < 8e6, grown
+
+
+@pytest.mark.parametrize("places", [None, 60], ids=["as many as it needs", "as memory has"])
+async def test_reader_stays_at_the_live_edge_with_a_budget_of_more_than_sixty_frames(
+    tmp_path: Path, places: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate, seconds, budget_ms = 60, 9, 1500
+    if places is not None:
+        monkeypatch.setattr("gateway_shim.stream.places.MAX_BYTES", places * 320 * 240 * 3 // 2)
+    clip = write_clip(tmp_path / "a.ts", frames=rate, rate=rate, gop=rate)
+    backend = StubBackend()
+    backend.run_s = 0.5
+    async with network(tmp_path, backend=backend, latency_budget_ms=budget_ms) as net:
+        stream = await net.start(params={"prompts": json.loads(workflow(level=200))})
+        publishing = asyncio.create_task(stream.publish(clip, loops=seconds, realtime=True))
+        await stream.flow(3 * rate)
+        status = (await net.get("/stream/status"))["streams"]["cam"]
+        published = await publishing
+        await stream.end_input()
+        received = await stream.received()
+        frames = (await stream.event("stream_stopped"))["frames"]
+    accepted_ms = budget_ms if places is None else places * 0.8 / rate * 1000
+    assert status["inference_status"]["latency_budget_ms"] == pytest.approx(accepted_ms)
+    account = status["frames"]
+    assert account["received"] == sum(account[name] for name in (*OUTCOMES, "in_flight"))
+    assert received.arrivals.pts == sorted(published.video), "something for every frame, in order"
+    assert frames["received"] == sum(frames[name] for name in OUTCOMES) == rate * seconds
+    assert frames["processed"] > seconds, "half of what the graph can"
+    last = {pts: at for pts, at in published.video.items() if pts > max(published.video) - 2 * TICKS}
+    late = percentile(latencies_ms(last, received.arrivals.video), 0.9)
+    assert late is not None
+    assert late < accepted_ms + 300, f"{late:.0f} ms: the reader fell behind"

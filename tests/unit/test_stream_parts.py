@@ -9,11 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_shim.media.colour import Colour
+from gateway_shim.media.rows import planes_size
+from gateway_shim.stream.admission import Admission
 from gateway_shim.stream.av_sync import AudioGate
+from gateway_shim.stream.engine_sound import EngineSound
 from gateway_shim.stream.fallback import Fallback
+from gateway_shim.stream.intake import Decoded
 from gateway_shim.stream.ledger import Ledger, Outcome
 from gateway_shim.stream.mailbox import Entry, Mailbox
-from gateway_shim.stream.pacing import JITTER_S, TICKS, Pacer
+from gateway_shim.stream.pacing import JITTER_S, TICKS, WINDOW_S, Pacer
+from gateway_shim.stream.places import MAX_BYTES, Places
 from gateway_shim.stream.state import StreamFacts, StreamState, stream_state
 
 FRAME = TICKS // 30
@@ -270,6 +275,24 @@ async def test_a_full_mailbox_holds_the_producer_until_one_leaves() -> None:
     await asyncio.wait_for(blocked, 1)
 
 
+async def test_places_may_become_fewer_and_more_while_frames_wait() -> None:
+    box = Mailbox(3)
+    for number in range(3):
+        box.put(entry(number))
+    box.limit = 2
+    blocked = asyncio.create_task(box.room())
+    box.resolve(0, Outcome.PROCESSED)
+    box.resolve(1, Outcome.PROCESSED)
+    await box.pop()
+    await asyncio.sleep(0)
+    assert not blocked.done(), "two wait"
+    await box.pop()
+    await asyncio.wait_for(blocked, 1)
+    box.put(entry(3))
+    box.limit = 3
+    await asyncio.wait_for(box.room(), 1)
+
+
 async def test_pop_ends_after_close_when_all_are_out() -> None:
     box = Mailbox(2)
     box.put(entry(0))
@@ -277,6 +300,62 @@ async def test_pop_ends_after_close_when_all_are_out() -> None:
     box.resolve(0, Outcome.PROCESSED)
     assert await box.pop() is not None
     assert await box.pop() is None
+
+
+# ---- places
+
+
+def places(rate: int, width: int = 1280, height: int = 720) -> Places:
+    made = Places(width, height)
+    for number in range(60):
+        made.add(number * TICKS // rate)
+    return made
+
+
+@pytest.mark.parametrize("rate", [15, 24, 25, 30, 60])
+def test_there_are_more_places_than_frames_within_any_budget_that_is_accepted(rate: int) -> None:
+    for size in ((320, 240), (1280, 720), (1920, 1080), (4096, 2304)):
+        of_stream = places(rate, *size)
+        for asked_s in (0.02, 0.4, 1.0, 3.0, 30.0):
+            budget_s = min(asked_s, of_stream.longest_s)
+            count = of_stream.needed(budget_s)
+            assert count > rate * budget_s, "with fewer the reader waits for each, and falls behind"
+            assert count * planes_size(*size) <= MAX_BYTES
+    assert places(rate).longest_s > 2.0
+
+
+def test_default_budget_takes_no_more_places_than_a_burst() -> None:
+    for rate in (24, 30, 60):
+        assert places(rate).needed(0.4) == 60
+    assert Places(1280, 720).needed(0.4) == 60, "before the rate is known"
+    assert Places(8192, 8192).needed(0.4) == 4
+
+
+async def test_budget_for_which_there_is_no_room_is_lowered_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    box, ledger = Mailbox(60), Ledger()
+    admission = Admission(
+        box,
+        EngineSound(AudioGate()),
+        ledger,
+        budget_s=30.0,
+        size=None,
+        last_pts=None,
+        on_format=lambda *_: None,
+    )
+    frame = av.VideoFrame(1280, 720, "yuv420p")
+    for number in range(61):
+        if number == 30:
+            admission.pacer.budget_s = 3.0
+        box.refuse("engine_gone")
+        await admission.picture(Decoded(frame, number * FRAME, Colour()))
+        popped = await box.pop()
+        assert popped is not None
+        budget_s = 3.0 if number >= 30 else box.longest_s
+        assert popped.due - popped.arrived_at <= budget_s + WINDOW_S + 1e-6
+    assert box.longest_s == pytest.approx(185 * 0.8 / 30)
+    assert box.limit == 113, "for 3 s at 30 fps"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "30.00 s; it is 4.93 s" in caplog.text
 
 
 # ---- ledger
