@@ -171,9 +171,10 @@ class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # ge
             await writer
             raise
         finally:
-            await _cancelled(writer)
+            # Before anything that waits: the client's cancellation may come here too, when its end was seen first.
             if session is not None:
                 self._engine.close(session)
+            await _cancelled(writer)
 
     async def _open(self, requests: AsyncIterator[Request], outbox: Outbox) -> Session:
         first = await anext(requests, None)

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from engine import service
 from engine.credits import PIPELINE_FRAMES
 from engine.pace import VISIT_FRAMES
 from proto import engine_pb2 as pb
@@ -304,3 +305,19 @@ async def test_engine_whose_device_is_lost_ends_and_one_whose_graph_fails_does_n
             return server.engine.broken.is_set()
 
         await eventually(broken)
+
+
+async def test_session_whose_call_is_cancelled_at_its_very_end_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cancelled(task: asyncio.Task[None]) -> None:
+        task.cancel()
+        if task.get_name() == "write responses":
+            raise asyncio.CancelledError  # of the call itself, in the moment in which it waits for its writer
+
+    monkeypatch.setattr(service, "_cancelled", cancelled)
+    settings = settings_for(tmp_path)
+    async with running_engine(settings) as server, connected(settings.address) as client:
+        process = await client.open(WIDTH, HEIGHT)
+        process.call.cancel()
+        await eventually(lambda: asyncio.sleep(0, not server.engine.sessions))
