@@ -17,7 +17,6 @@ from typing import Any
 
 from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
-from proto.tasks import ended
 
 from ..deaths import Death
 from ..engine_choice import first_ready, pick
@@ -222,8 +221,9 @@ class Inference:
             if replaced.done():
                 self._vain_deaths.forgive()
         finally:
-            await ended(replaced)
-            await ended(pause)
+            for task in (replaced, pause):
+                task.cancel()
+            await asyncio.wait((replaced, pause))
         return True
 
     async def _next_try(self, engine: EngineClient, pid: int, pause_s: float) -> None:

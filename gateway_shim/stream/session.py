@@ -152,15 +152,20 @@ class StreamSession:
                 await self._reasoned(self._open_unless_ended(stack))
                 if not self.ending:
                     await self._reasoned(self._run_stages())
+                self._settle_rest()  # the farewell, which goes out while channels close, has the account of frames
         except ChannelError as exc:
             # Of a channel that did not close cleanly; why the stream ended is known by now.
             logger.info("stream %s: %s", self.stream_id, exc)
         finally:
             self._keeper.forget()
             self._report.running = False
-            for entry in self._mailbox.clear():
-                self._ledger.settle(Outcome.DROPPED, entry.reason or "stream_ended")
+            self._settle_rest()
             logger.info("stream %s: ended: %s; frames %s", self.stream_id, self.end_reason, self._ledger.as_json())
+
+    def _settle_rest(self) -> None:
+        """Nobody shows what still waits."""
+        for entry in self._mailbox.clear():
+            self._ledger.settle(Outcome.DROPPED, entry.reason or "stream_ended")
 
     async def _reasoned(self, part: Coroutine[Any, Any, None]) -> None:
         """Run a part of the stream's life; what it raises becomes the reason of the end, and is known before the

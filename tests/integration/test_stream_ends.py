@@ -256,3 +256,22 @@ async def test_broker_that_is_not_there_is_waited_for_once_and_not_by_each_chann
             await net.shim.streams.wait_idle()
             assert "unreachable" in session.end_reason
             assert {at.rpartition("/")[0].rpartition("/")[2] for at in asked} <= {"cam-events"}
+
+
+async def test_account_of_the_farewell_has_nothing_in_flight_whatever_ended_the_stream(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.ts", frames=30, width=64, height=64)
+    backend = StubBackend()
+    async with network(tmp_path, backend=backend, latency_budget_ms=20_000) as net:
+        stream = await net.start(params={"prompts": json.loads(workflow())})
+        backend.gate.clear()
+        try:
+            await stream.publish(clip)
+            await asyncio.to_thread(backend.running.wait)
+            await net.broker.delete("cam-out")
+            frames = (await stream.event("stream_stopped"))["frames"]
+        finally:
+            backend.gate.set()
+        await net.shim.streams.wait_idle()
+    assert frames["received"] > 0
+    assert frames["in_flight"] == 0, frames
+    assert frames["received"] == sum(frames[name] for name in ("processed", "failed", "passed_through", "dropped"))
