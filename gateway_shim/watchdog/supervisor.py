@@ -57,6 +57,10 @@ class Supervisor:
         rows = self._ask("getAllProcessInfo")
         return [Process(row["name"], row["group"], row["statename"], int(row["pid"])) for row in rows]
 
+    def start(self, process: Process) -> None:
+        """Have it started; does not wait for that. Raises Unreachable, also where it runs by now."""
+        self._ask("startProcess", f"{process.group}:{process.name}", False)
+
     def log_of(self, process: str, length: int) -> str:
         """The last ``length`` bytes of what a program (``group:name``) wrote; empty when they cannot be had."""
         return self._tail("readProcessStdoutLog", process, -length, 0)

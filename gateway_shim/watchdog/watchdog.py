@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 GROUP = "engine"  # [program:engine] of supervisord.conf
 
+#: After so long a program that supervisord has given up is started once more: what was in its way, a driver that is
+#: being replaced or a port that somebody held, may be gone, and nobody may be there to say so.
+REVIVE_S = 300.0
+
 #: A tick that waited for the one before it says nothing of now: supervisord sends one each five seconds.
 STALE_TICK_S = 4.0
 
@@ -60,6 +64,7 @@ class Watchdog:
         self._patience: dict[str, Patience] = {}
         self._killed: dict[int, str] = {}  # reason by pid
         self._ends: dict[str, deque[float]] = {}  # moments by name
+        self._given_up: dict[str, float] = {}  # since when, by name
 
     def handle(self, event: Event) -> None:
         """One event of supervisord. Never raises: what cannot be done now is tried at the next tick."""
@@ -77,7 +82,9 @@ class Watchdog:
     # ---- hangs
 
     def _look(self) -> None:
-        engines = [each for each in self._supervisor.processes() if each.group == GROUP and each.state == "RUNNING"]
+        processes = self._supervisor.processes()
+        self._revive([each for each in processes if each.state == "FATAL"])
+        engines = [each for each in processes if each.group == GROUP and each.state == "RUNNING"]
         answers = self._answers([self._address(engine.name) for engine in engines])
         for engine in engines:
             patience = self._patience.setdefault(engine.name, Patience(self._probe_s))
@@ -86,6 +93,16 @@ class Watchdog:
             if reason:
                 self._kill(engine, reason)
         self._kills_seen = self._kills()
+
+    def _revive(self, given_up: list[Process]) -> None:
+        now, before = self._clock(), self._given_up
+        self._given_up = {each.name: before.get(each.name, now) for each in given_up}
+        for process in given_up:
+            if now - self._given_up[process.name] >= REVIVE_S:
+                logger.warning("%s, given up %.0f s ago, is started once more", process.name, REVIVE_S)
+                del self._given_up[process.name]
+                with contextlib.suppress(Unreachable):  # the next look finds it as it is then
+                    self._supervisor.start(process)
 
     def _address(self, name: str) -> str:
         return engine_address(int(name.rpartition("-")[2]), self._run_dir)
@@ -120,7 +137,9 @@ class Watchdog:
         log = self._supervisor.log_of(f"{GROUP}:{name}", MAX_LOG_CHARS)
         reason = self._killed.pop(int(event.facts.get("pid", "0")), "") or self._reason(name, log)
         if event.name.endswith("FATAL"):
-            reason = f"given up by supervisord after too many tries; {reason}"
+            reason = (
+                f"given up by supervisord after too many tries, started again in {REVIVE_S / 60:.0f} min; {reason}"
+            )
         ends = self._ends.setdefault(name, deque())
         now = self._clock()
         ends.append(now)

@@ -13,7 +13,7 @@ from gateway_shim.deaths import Death, last_words
 from gateway_shim.watchdog.events import Event, events
 from gateway_shim.watchdog.supervisor import Process
 from gateway_shim.watchdog.verdict import DEAF_S, LOADING_SILENCE_S, Answer, Patience, Silence
-from gateway_shim.watchdog.watchdog import Watchdog, is_stopped
+from gateway_shim.watchdog.watchdog import REVIVE_S, Watchdog, is_stopped
 
 QUIET, LOADING = Answer(), Answer(preparing=True)
 
@@ -125,9 +125,14 @@ def test_stopped_process_is_recognised():
 class FakeSupervisor:
     def __init__(self, account: str = "", log: str = "") -> None:
         self.texts = account, log
+        self.known: list[Process] = []
+        self.started: list[str] = []
 
     def processes(self) -> list[Process]:
-        return []
+        return self.known
+
+    def start(self, process: Process) -> None:
+        self.started.append(process.name)
 
     def account(self, length: int) -> str:
         return self.texts[0]
@@ -191,6 +196,24 @@ def test_note_that_is_damaged_or_elsewhere_is_none(tmp_path):
     deaths.write(path, Death(1, "because"))
     assert deaths.read(f"unix:{tmp_path}/engine-0.sock") == Death(1, "because")
     assert deaths.read("10.0.0.1:50051") is None
+
+
+def test_program_that_was_given_up_is_started_again_after_a_while(tmp_path):
+    supervisor, now = FakeSupervisor(), [1000.0]
+    watchdog = Watchdog(supervisor, tmp_path, 1.0, clock=lambda: now[0])
+
+    def look(after_s: float, state: str) -> list[str]:
+        now[0] += after_s
+        supervisor.known = [Process("engine-0", "engine", state, 0), Process("shim", "shim", "STARTING", 7)]
+        watchdog.handle(Event("TICK_5", {"when": str(now[0])}))
+        return supervisor.started
+
+    assert look(0, "FATAL") == []
+    assert look(REVIVE_S - 1, "FATAL") == []
+    assert look(5, "FATAL") == ["engine-0"]
+    assert look(5, "BACKOFF") == ["engine-0"]
+    assert look(REVIVE_S, "FATAL") == ["engine-0"], "given up anew"
+    assert look(REVIVE_S, "FATAL") == ["engine-0", "engine-0"]
 
 
 def test_last_words_are_those_that_say_most():
