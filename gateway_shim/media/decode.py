@@ -259,8 +259,8 @@ class _PictureDecoder:
         tagged = self._context if self.device == "cuda" and self._context is not None else frame
         colour = colour_of(tagged.colorspace, tagged.color_range, frame.format.name)
         width, height = frame.width & ~1, frame.height & ~1  # 4:2:2 and 4:4:4 may be odd
-        # From NVDEC: its NV12 was copied down by libavcodec, and is copied into planes here. Two copies that the CPU's
-        # own decoder does not make.
+        # From NVDEC: libavcodec has copied its NV12 down, and here it is copied into planes. The CPU's decoder makes
+        # neither copy.
         if frame.format.name != "yuv420p" or (width, height) != (frame.width, frame.height):
             frame = self._to_yuv420p(frame, width, height, colour)
         return Picture(frame, pts, width, height, colour)
