@@ -88,7 +88,8 @@ class RunResult:
     sound: Sound | None = None  # of the same time as the sound that the run took
     sound_problem: str = ""  # a sentence, when the graph's sound could not be used
     graph_us: int = 0
-    convert_us: int = 0
+    convert_us: int = 0  # both ways
+    convert_in_us: int = 0  # of it, the way in
     apart: Sequence[RunResult] = ()  # one for each frame, where frames ran one after another; maybe not for the last
 
 
@@ -104,6 +105,10 @@ class GraphFailed(Exception):
         self.node_id = node_id
         self.class_type = class_type
         self.exception = exception
+
+
+#: Node id, class and seconds, on the executor thread.
+NodeObserver = Callable[[str, str, float], None]
 
 
 class Graph(Protocol):
@@ -135,6 +140,9 @@ class Graph(Protocol):
         sound: the next buffer; None while it is not complete. frames: none where sound is the pace.
         Raises GraphFailed; every frame of the run has failed then.
         """
+
+    def observe(self, observer: NodeObserver | None) -> None:
+        """Who learns of every node that runs from here on; None: nobody. A graph may have no nodes to tell of."""
 
     def close(self) -> None:
         """Free everything; no other call follows."""
@@ -210,6 +218,9 @@ class PassThrough:
         slot, memory = place
         memory[:] = frame.planes  # copy 2 of 2 of the shared-memory lane
         return PictureOut(memory, self.width, self.height, slot)
+
+    def observe(self, observer: NodeObserver | None) -> None:
+        """No node runs."""
 
     def close(self) -> None:
         """Nothing is held."""

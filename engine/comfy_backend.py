@@ -23,6 +23,7 @@ from .backend import (
     FrameIn,
     GraphFailed,
     LoadFailed,
+    NodeObserver,
     Overrides,
     PictureOut,
     Report,
@@ -185,7 +186,11 @@ class ComfyGraph:
             problem,
             graph_us=(ran - ready) // 1000,
             convert_us=(ready - began + done - ran) // 1000,
+            convert_in_us=(ready - began) // 1000,
         )
+
+    def observe(self, observer: NodeObserver | None) -> None:
+        self._runner.observer = observer
 
     def prepare(self, node_id: str) -> bool:
         """Run one node that depends on nothing live. False: the runner runs whole ticks only."""

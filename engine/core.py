@@ -41,6 +41,7 @@ from .loading import Loading, LoadState
 from .logs import current_session
 from .outbox import Outbox
 from .parameters import Parameters, links_of
+from .profile import MOST_FRAMES, MOST_TIMEOUT_MS, USUAL_FRAMES, USUAL_TIMEOUT_MS
 from .run import Run
 from .run_clock import RunClock
 from .scheduler import Scheduler
@@ -332,6 +333,21 @@ class Engine:
                 "parameters version %d, %s graph", version, "another" if graph is not revision.graph else "same"
             )
         return version, await session.parameters.effective_pts(version, EFFECT_TIMEOUT_S)
+
+    async def profile(self, session_id: str, frames: int, timeout_ms: int) -> pb.SessionProfile:
+        """Stage and node times of the session's next frames; 0 of either: the usual. Raises InvalidRequest."""
+        wrong = [
+            Violation(name, f"{value} is above {most}", "out_of_range")
+            for name, value, most in (("frames", frames, MOST_FRAMES), ("timeout_ms", timeout_ms, MOST_TIMEOUT_MS))
+            if value > most
+        ]
+        if wrong:
+            raise InvalidRequest("a profile takes longer than it may", wrong)
+        session = self.get(session_id)
+        found = await session.profile(frames or USUAL_FRAMES, (timeout_ms or USUAL_TIMEOUT_MS) / 1000)
+        if not found.frames and session.closed:
+            raise NoSuchSession(f"session {session_id!r} ended before a frame ran")
+        return found.message()
 
     async def describe(self, session_id: str) -> pb.SessionDescription:
         """The live parameters of a session."""

@@ -129,13 +129,6 @@ class Stopping(EngineError):
     status = grpc.StatusCode.UNAVAILABLE
 
 
-class NotServed(EngineError):
-    """In the contract, not in this engine."""
-
-    reason = "not_served"
-    status = grpc.StatusCode.UNIMPLEMENTED
-
-
 def refusal(findings: Sequence[Finding]) -> EngineError:
     """FAILED_PRECONDITION when the workflow is sound but this engine lacks something, else INVALID_ARGUMENT."""
     errors = [finding for finding in findings if finding.severity is Severity.ERROR]

@@ -9,6 +9,7 @@ from .audio import Sound
 from .backend import FrameIn, Graph, RunResult
 from .graph.workflow import Prompt
 from .parameters import Revision
+from .profile import Profile
 from .run_clock import RunClock
 from .shared_run import run_together
 
@@ -32,6 +33,7 @@ class Run:
     clock: RunClock
     sound: Sound | None = None
     taken: Sequence[Waiting] = ()  # the frames as they waited, where each is a run of its own
+    profile: Profile | None = None  # what learns how long its nodes take
 
     @property
     def inline(self) -> bool:
@@ -47,6 +49,15 @@ class Run:
     def run(self) -> RunResult:
         self.clock.begin(self.revision)
         graph, prompt = self.revision.graph, self.revision.prompt
+        if self.profile is None:
+            return self._run(graph, prompt)
+        graph.observe(self.profile.node)
+        try:
+            return self._run(graph, prompt)
+        finally:
+            graph.observe(None)
+
+    def _run(self, graph: Graph, prompt: Prompt) -> RunResult:
         if self.taken:
             return self._one_by_one(graph, prompt)
         return graph.run(prompt, self.frames) if self.sound is None else graph.run(prompt, self.frames, self.sound)

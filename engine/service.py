@@ -24,7 +24,7 @@ from proto.tasks import ended
 
 from . import wire
 from .core import Engine
-from .errors import EngineError, InvalidRequest, NotServed, Violation, status_of
+from .errors import EngineError, InvalidRequest, Violation, status_of
 from .loading import LoadState
 from .outbox import Outbox
 from .session import Session
@@ -142,7 +142,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # ge
 
     @_refusing
     async def ProfileSession(self, request: pb.ProfileSessionRequest, context: Any) -> pb.SessionProfile:
-        raise NotServed("this engine serves no profiles yet; ListSessions has the mean time in the graph")
+        return await self._engine.profile(request.session_id, request.frames, request.timeout_ms)
 
     @_refusing
     async def Process(self, requests: AsyncIterator[Request], context: Any) -> None:

@@ -7,6 +7,7 @@ every frame that arrives exactly one result leaves, and at every moment
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -30,6 +31,7 @@ from .lane import Lane
 from .outbox import Outbox
 from .pace import Pace
 from .parameters import Parameters, Revision
+from .profile import Profile
 from .run import Run, Waiting
 from .run_clock import RunClock
 from .wire import VideoFormat
@@ -77,6 +79,8 @@ class Session:
         self._failing = False
         self._closed = False
         self._runs = RunClock(run_limit_s, clock)
+        self._profile: Profile | None = None
+        self._profiling = asyncio.Lock()  # one at a time
         self._pace = Pace()
         self._alike: tuple[Revision, Hashable] | None = None
         self._sound = sound
@@ -208,7 +212,9 @@ class Session:
         sound = self._sound.take() if self._sound is not None and (frames or self._sound.is_pace) else None
         if frames or sound is not None:
             apart = taken if self._max_batch == 1 and len(taken) > 1 else ()
-            run = self._running = Run(self.parameters.current, frames, waiting_us, self._runs, sound, apart)
+            run = self._running = Run(
+                self.parameters.current, frames, waiting_us, self._runs, sound, apart, self._profile
+            )
         self._end_if_drained()
         return run
 
@@ -277,6 +283,8 @@ class Session:
         self._running = None
         self._failing = False
         self._runs.end(result.graph_us)
+        if run.profile is not None:
+            run.profile.run(run.waiting_us, result)
         if any(result.pictures):  # text is welcome later too
             self._pace.ran(run.revision, (result.graph_us + result.convert_us) / 1e6, self._clock())
         results: list[FrameResult] = []
@@ -315,6 +323,19 @@ class Session:
         self._answer(results, len(results))
         self._end_if_drained()
 
+    async def profile(self, frames: int, timeout_s: float) -> Profile:
+        """Observe the next frames; fewer of them when the time is over, or the session."""
+        async with self._profiling:
+            self._profile = profile = Profile(frames)
+            try:
+                async with asyncio.timeout(0 if self._closed else timeout_s):
+                    await profile.done.wait()
+            except TimeoutError:
+                logger.debug("a profile has %d of %d frames", profile.frames, frames)
+            finally:
+                self._profile = None
+            return profile
+
     # ---- the end
 
     def close(self, error: EngineError | None = None) -> None:
@@ -323,6 +344,8 @@ class Session:
             return
         self._closed = True
         self.end_error = error
+        if self._profile is not None:
+            self._profile.done.set()
         left = [waiting.frame for waiting in self._waiting]
         if self._running is not None:
             left = [*self._running.frames, *left]

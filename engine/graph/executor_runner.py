@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .cache_keys import Stamps, key_set_class
 from .io_nodes import Exchange, exchange_of
-from .runner import NodeFailed, TickInput, TickInterrupted, TickOutput
+from .runner import NodeFailed, NodeObserver, TickInput, TickInterrupted, TickOutput
 from .workflow import Prompt, Workflow
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class ExecutorRunner:
         self._outputs: list[str] = []
         self._stamps = Stamps()
         self._executor: Any = None
+        self.observer: NodeObserver | None = None  # hears nothing: ComfyUI's executor does not tell
         self._ticking = False
         self._stock_keys = stock_keys
         self.reason = ""

@@ -9,7 +9,10 @@ asked for is None even if its source ran (as from 0.3.75 on), and two nodes that
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 import uuid
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -22,7 +25,7 @@ from .plan_order import Order
 from .plan_parts import Parts
 from .plan_step import Instance, Step
 from .plan_waiting import UnderWay
-from .runner import NodeFailed, TickInput, TickInterrupted, TickOutput
+from .runner import NodeFailed, NodeObserver, TickInput, TickInterrupted, TickOutput
 from .workflow import Prompt, WorkflowError, finding
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ class PlanRunner:
         self._given: Prompt | None = None
         self._graph: PlanGraph | None = None
         self._ticking = False
+        self.observer: NodeObserver | None = None
 
     @property
     def instances(self) -> dict[tuple[str, str], Instance]:
@@ -120,7 +124,11 @@ class PlanRunner:
         missing, step = graph.missing, None
         try:
             for step, spent in graph.schedule(outputs):
-                step.run()
+                if self.observer is None:
+                    step.run()
+                else:
+                    with self._observed(step):
+                        step.run()
                 missing.discard(step.node_id)
                 for source in spent:
                     source.outputs = None
@@ -175,10 +183,11 @@ class PlanRunner:
                     order.need(step.node_id, source)
                 return False
         if not step.is_async:
-            if step.lazy:
-                step.run_lists(step.lists(asked))
-            else:
-                step.run()
+            with self._observed(step):
+                if step.lazy:
+                    step.run_lists(step.lists(asked))
+                else:
+                    step.run()
             return True
         calls = await step.start(step.lists(asked))
         if any(isinstance(call, asyncio.Task) for call in calls):
@@ -186,6 +195,16 @@ class PlanRunner:
             return False
         step.take(calls)
         return True
+
+    @contextlib.contextmanager
+    def _observed(self, step: Step) -> Iterator[None]:
+        """Tell the observer how long it took, on a GPU with the work that it left there."""
+        began = time.perf_counter()
+        yield
+        if (observer := self.observer) is not None:
+            if self._host.torch_device.type == "cuda":
+                torch.cuda.synchronize(self._host.torch_device)
+            observer(step.node_id, step.class_type, time.perf_counter() - began)
 
     def _failure(self, step: Step, error: BaseException) -> Exception:
         management = self._parts.management

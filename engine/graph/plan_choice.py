@@ -10,7 +10,7 @@ from .executor_runner import ExecutorRunner
 from .plan import PlanRunner
 from .plan_limits import NeedsExecutor, obstacle
 from .plan_parts import Parts
-from .runner import TickInput, TickOutput
+from .runner import NodeObserver, TickInput, TickOutput
 from .workflow import Prompt
 
 if TYPE_CHECKING:
@@ -36,6 +36,14 @@ class ChoosingRunner:
         self._inner: PlanRunner | ExecutorRunner = PlanRunner(host, parts)
         self._prompt: Prompt = {}
         self._why = ""
+
+    @property
+    def observer(self) -> NodeObserver | None:
+        return self._inner.observer
+
+    @observer.setter
+    def observer(self, observer: NodeObserver | None) -> None:
+        self._inner.observer = observer
 
     @property
     def name(self) -> str:

@@ -6,8 +6,9 @@ them; only ``interrupt`` may be called from another.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from .workflow import Prompt, WorkflowError, finding, is_pass_through
 
@@ -68,8 +69,17 @@ class TickInterrupted(Exception):
     """``interrupt`` ended the tick before it had an output. The runner can tick again."""
 
 
+#: Node id, class and the seconds that it ran.
+NodeObserver: TypeAlias = Callable[[str, str, float], None]
+
+
 class Runner(Protocol):
-    """Runs one session's prompt. All calls but ``interrupt`` come from the thread that made the runner."""
+    """Runs one session's prompt. All calls but ``interrupt`` come from the thread that made the runner.
+
+    observer: learns of every node that runs, where the runner calls nodes itself; None: nobody does.
+    """
+
+    observer: NodeObserver | None
 
     @property
     def name(self) -> str:
@@ -100,6 +110,9 @@ class PassThroughRunner:
 
     name: Final = "pass_through"
     reason: Final = "the workflow hands its live input to its live output"
+
+    def __init__(self) -> None:
+        self.observer: NodeObserver | None = None
 
     def load(self, prompt: Prompt) -> None:
         if not is_pass_through(prompt):

@@ -362,3 +362,32 @@ def test_nodes_run_in_inference_mode(lab):
     runner.load(graph(still=("Asks", {"level": 0.5}), save=("SaveTensor", {"images": ["still", 0]})))
     assert shown(runner, 0.0) == 0.5
     assert seen == [True]
+
+
+def test_an_observer_hears_of_each_node_that_runs_and_of_no_other(lab):
+    runner = lab.new_runner()
+    runner.load(CHAIN)
+    shown(runner, 0.0)  # what is still has run
+    heard = []
+    runner.observer = lambda *node: heard.append(node)
+    shown(runner, 1.0)
+    assert [(node_id, class_type) for node_id, class_type, _ in heard] == [
+        ("live", "LoadTensor"),
+        ("mix", "Average"),
+        ("save", "SaveTensor"),
+    ]
+    assert all(0 < seconds < 1 for _, _, seconds in heard)
+    runner.observer = None
+    shown(runner, 0.5)
+    assert len(heard) == 3
+
+
+def test_an_observer_hears_of_plain_nodes_beside_coroutines(lab):
+    level = ("DiffLevel", {"image": ["live", 0], "mark": 0})
+    later = ("DiffLater", {"a": ["level", 0], "turns": 2, "above": 9.0, "mark": 1})
+    runner = lab.new_runner("plan")
+    runner.load(graph(level=level, later=later, catch=("DiffCatch", {"value": ["later", 0], "mark": 0})))
+    heard = []
+    runner.observer = lambda node_id, *_: heard.append(node_id)
+    runner.tick(TickInput(picture(0.5)))
+    assert set(heard) == {"live", "level", "catch"}

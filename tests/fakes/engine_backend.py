@@ -15,6 +15,7 @@ from engine.backend import (
     DeviceInfo,
     FrameIn,
     GraphFailed,
+    NodeObserver,
     PictureOut,
     Report,
     RunResult,
@@ -90,6 +91,7 @@ class StubGraph:
         self.backend = backend
         self.video = video
         self.closed = False
+        self.observer: NodeObserver | None = None
         self.shares = backend.shares
         self.fuse = FUSE
         self.runs: list[tuple[int, ...]] = []
@@ -102,6 +104,8 @@ class StubGraph:
         assert self.backend.gate.wait(60), "the test forgot to open the gate"
         time.sleep(self.backend.run_s)
         inputs = prompt["5"]["inputs"]
+        if self.observer is not None:
+            self.observer("5", "Level", 0.0015)
         mode, level = inputs.get("mode", "paint"), inputs["level"]
         self.backend.first_made.setdefault(level, frames[0].frame_id)
         self.fuse = self.fuse - 1 if mode == "fail_later" else FUSE
@@ -115,7 +119,11 @@ class StubGraph:
         size = plane_bytes(width, self.video.height, self.video.pixel_format)
         texts = [("5", f"level {level}")] if mode == "text" else []
         pictures = [painted(frame, bytes([level]) * size, width, self.video.height) for frame in frames]
-        return RunResult(pictures, texts, graph_us=1500 + round(self.backend.run_s * 1e6), convert_us=200)
+        graph_us = 1500 + round(self.backend.run_s * 1e6)
+        return RunResult(pictures, texts, graph_us=graph_us, convert_us=200, convert_in_us=150)
+
+    def observe(self, observer: NodeObserver | None) -> None:
+        self.observer = observer
 
     def close(self) -> None:
         assert threading.current_thread().name == "executor"
