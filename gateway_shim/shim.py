@@ -26,6 +26,7 @@ from .stream.fallback import Policy
 from .stream.journal import Journal
 from .stream.manager import Streams
 from .stream.settings import StreamSettings
+from .trickle.connection import on_loop_error
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ async def running(settings: Settings) -> AsyncIterator[Shim]:
         for observer in observers:
             observer()
 
+    asyncio.get_running_loop().set_exception_handler(on_loop_error)
     codecs = await _codecs(settings)
     async with contextlib.AsyncExitStack() as stack:
         engines = tuple(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any
 
 import aiohttp
+
+logger = logging.getLogger(__name__)
 
 # A long poll and an open POST last as long as the stream does: only connecting is bounded. Whoever reads or writes
 # has its own idea of silence.
@@ -29,6 +33,21 @@ def open_http() -> aiohttp.ClientSession:
     """
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+
+def on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The event loop's exception handler, for a program that posts.
+
+    A connection that is reset just when the end of a body is to be written makes aiohttp's own task for the body fail
+    (3.14: ``write_eof`` in ``ClientRequest.write_bytes``), which nobody awaits; the request fails for its caller as
+    well. An error with a traceback would be news of nothing. All else is asyncio's to tell.
+    """
+    error, task = context.get("exception"), context.get("future")
+    name = getattr(task.get_coro(), "__qualname__", "") if isinstance(task, asyncio.Task) else ""
+    if isinstance(error, aiohttp.ClientConnectionResetError) and name == "ClientRequest.write_bytes":
+        logger.debug("a connection was gone before the end of its body: %s", error)
+    else:
+        loop.default_exception_handler(context)
 
 
 async def send(
