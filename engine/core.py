@@ -184,9 +184,14 @@ class Engine:
         mine = 0 if of_a_run or self._loading.state is LoadState.LOADING else self._executor.job_ms
         return max(mine, self._loader.job_ms)
 
-    async def check(self, workflow_json: str) -> tuple[list[Finding], Prompt | None]:
+    async def check(
+        self, workflow_json: str, overrides: Sequence[Overrides] = ()
+    ) -> tuple[list[Finding], Prompt | None]:
         """Everything that is wrong with a workflow, and the prompt that would run. Raises NotReady while ComfyUI
-        loads."""
+        loads, and as ``update`` where ``overrides`` do not fit the workflow."""
+        if overrides:
+            workflow = await self._builder.workflow(workflow_json, lambda _: None)
+            workflow_json = json.dumps(await self._builder.override(workflow.prompt, overrides))
         return await self._builder.findings(workflow_json)
 
     # ---- sessions

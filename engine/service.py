@@ -109,7 +109,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # ge
     async def CheckWorkflow(self, request: pb.CheckWorkflowRequest, context: Any) -> pb.CheckWorkflowResponse:
         if request.HasField("video"):
             wire.video_format(request.video, self._engine.settings.max_width, self._engine.settings.max_height)
-        found, prompt = await self._engine.check(request.workflow_json)
+        found, prompt = await self._engine.check(request.workflow_json, wire.overrides(request.overrides))
         findings = [wire.finding_message(finding) for finding in found]
         runnable = all(finding.severity != pb.Finding.SEVERITY_ERROR for finding in findings)
         workflow_json = json.dumps(prompt) if prompt is not None else ""

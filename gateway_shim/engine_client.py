@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Self
 
@@ -274,10 +274,19 @@ class EngineClient:
         except grpc.aio.AioRpcError as exc:
             raise error_from(exc) from exc
 
-    async def check(self, workflow: Mapping[str, Any] | str, timeout_s: float = RPC_TIMEOUT_S) -> list[pb.Finding]:
-        """Findings for a workflow, or a text that should hold one; empty when it runs on this engine."""
+    async def check(
+        self,
+        workflow: Mapping[str, Any] | str,
+        timeout_s: float = RPC_TIMEOUT_S,
+        overrides: Sequence[Mapping[str, Mapping[str, Any]]] = (),
+    ) -> list[pb.Finding]:
+        """Findings for a workflow, or a text that should hold one; empty when it runs on this engine.
+
+        overrides: applied to it first, one after the other. Raises InvalidRequest where they do not fit.
+        """
         text = workflow if isinstance(workflow, str) else json.dumps(workflow)
-        request = pb.CheckWorkflowRequest(workflow_json=text)
+        messages = [message for each in overrides for message in overrides_of(each)]
+        request = pb.CheckWorkflowRequest(workflow_json=text, overrides=messages)
         return list((await self._call("CheckWorkflow", request, timeout_s)).findings)
 
     async def converted(self, workflow: Mapping[str, Any]) -> dict[str, Any]:

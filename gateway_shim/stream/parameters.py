@@ -311,10 +311,12 @@ class Parameters:
         engine = pick(self._engines)
         if engine is None:
             raise NotReady("the engine is loading or being restarted; send the update again")
-        ahead = self.prompt
+        ahead = before = batch[0].update.workflow or self.prompt
         for waiting in batch:
             ahead = await self._changed(engine, ahead, waiting.update)
-        raise_for_findings(await engine.check(ahead))
+        # The overrides as such, as a session takes them: ComfyUI itself lets inputs pass that no node has.
+        overrides = [waiting.update.overrides for waiting in batch]
+        raise_for_findings(await engine.check(before, overrides=overrides))
         if batch[0].dry_run:
             return UpdateResult(self.version, None)
         if not self._waits_for_input():
@@ -347,7 +349,7 @@ class Parameters:
         engine = pick(self._engines)
         if engine is None:
             raise NotReady("the engine is loading or being restarted; send the workflow again")
-        raise_for_findings(await engine.check(waiting.update.workflow))
+        raise_for_findings(await engine.check(waiting.update.workflow, overrides=[waiting.update.overrides]))
         changed = await self._changed(engine, waiting.update.workflow, waiting.update)
         if not waiting.dry_run:
             self.prompt = changed

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from proto import WIRE_VERSION
 from proto import engine_pb2 as pb
 from tests.fakes.engine_backend import StubBackend, workflow
-from tests.fakes.engine_client import connected, grey, running_engine, settings_for
+from tests.fakes.engine_client import Client, connected, eventually, grey, running_engine, settings_for
 from tests.integration.test_engine_updates import violations
 
 HOW = "run make comfyui, or set COMFYUI_DIR to your ComfyUI"
@@ -233,3 +233,29 @@ async def test_bytes_that_are_no_message_end_the_call(tmp_path: Path, data: byte
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "ProcessRequest" in await call.details()
         assert (await client.open(session_id="s")).credits, "the session is closed, and its name free again"
+
+
+async def test_check_takes_overrides_as_a_session_does(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    async with running_engine(settings, StubBackend()), connected(settings.address) as client:
+
+        async def check(name: str, value: str) -> pb.CheckWorkflowResponse:
+            override = pb.NodeOverride(node_id="5", input=name, value_json=value)
+            request = pb.CheckWorkflowRequest(workflow_json=workflow(), overrides=[override])
+            answer: pb.CheckWorkflowResponse = await client.stub.CheckWorkflow(request)
+            return answer
+
+        await eventually(lambda: ready(client))
+        answer = await check("level", "9")
+        assert answer.runnable
+        assert '"level": 9' in answer.workflow_json
+        for name, value in (("nothing", "1"), ("level", "256")):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await check(name, value)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert f"nodes.5.inputs.{name}" in str(caught.value.details())
+
+
+async def ready(client: Client) -> bool:
+    info = await client.stub.GetServerInfo(pb.GetServerInfoRequest())
+    return bool(info.comfyui.state == pb.ComfyUI.STATE_READY)

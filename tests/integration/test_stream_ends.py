@@ -118,6 +118,10 @@ async def test_update_before_the_first_frame_is_kept(tmp_path: Path) -> None:
         assert (status, answer["version"], answer["effective_pts"]) == (200, 2, None)
         status, _ = await net.post("/stream/params", {"prompts": {"1": {"class_type": "Nope", "inputs": {}}}})
         assert status == 422
+        # Refused as a session would: ComfyUI's own check lets inputs pass that no node has.
+        for wrong, path in (({"nothing": 1}, "nothing"), ({"level": 256}, "level"), ({"level": "x"}, "level")):
+            status, answer = await net.post("/stream/params", {"5": wrong})
+            assert (status, answer["errors"][0]["path"]) == (422, f"nodes.5.inputs.{path}"), answer
         await stream.publish(clip)
         await stream.flow(1)
         status, answer = await net.post("/stream/params", {"5": {"level": 201}}, **{"If-Match": "2"})

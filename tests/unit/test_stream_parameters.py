@@ -222,7 +222,7 @@ async def test_frame_that_comes_while_an_early_update_is_checked_does_not_lose_i
     """The session is opened with what was before; an update that only changed what it would open with is lost."""
     waiting = [True]
 
-    async def check(prompt: Mapping[str, Any]) -> list[pb.Finding]:
+    async def check(prompt: Mapping[str, Any], **_: Any) -> list[pb.Finding]:
         waiting.clear()
         return []
 
