@@ -115,6 +115,16 @@ async def test_control_takes_any_value_and_then_an_update(tmp_path: Path) -> Non
         assert list(net.shim.streams.active) == ["cam"]
 
 
+def assert_in_order(numbers: list[int], cuts: int) -> None:
+    """cuts: output segments that were cut off. The last picture of each may be a stump, and the viewer's decoder hides
+    that: it shows what it had before, once more."""
+    shown: list[int] = []
+    for number in numbers:
+        if not shown or number > shown[-1]:
+            shown.append(number)
+    assert len(numbers) - len(shown) <= cuts, numbers
+
+
 @pytest.mark.parametrize("during", ["get", "post", "both"])
 async def test_broker_that_restarts_with_its_memory_costs_no_stream(tmp_path: Path, during: str) -> None:
     parts = segments(tmp_path, 4)
@@ -135,7 +145,7 @@ async def test_broker_that_restarts_with_its_memory_costs_no_stream(tmp_path: Pa
         received = await stream.received()
         stopped = await stream.event("stream_stopped")
     assert set(range(90, 120)) <= set(received.numbers)
-    assert received.numbers == sorted(set(received.numbers))
+    assert_in_order(received.numbers, cuts=1)
     assert in_order(received.pts)
     assert stopped["frames"]["received"] == 120, "nothing of the input is lost: it is read again where it was cut"
 
@@ -147,6 +157,7 @@ async def test_stalls_and_resets_on_both_ways_keep_the_order(tmp_path: Path, see
     clip = write_clip(tmp_path / "a.ts", frames=240, width=160, height=64, audio="aac")
     async with network(tmp_path) as net:
         stream = await net.start()
+        cuts = 0
         for method, channel in (("GET", "cam"), ("POST", "cam-out")):
             for seq in range(1, 4):
                 at = chance.randrange(1, 8000)
@@ -154,6 +165,7 @@ async def test_stalls_and_resets_on_both_ways_keep_the_order(tmp_path: Path, see
                     net.broker.faults.stall(method, channel, seq, after_bytes=at, seconds=chance.uniform(0.1, 2.0))
                 else:
                     net.broker.faults.reset(method, channel, seq, after_bytes=at)
+                    cuts += method == "POST"
         await stream.publish(clip, realtime=True)
         await read_until(stream, 4)
         await stream.end_input()
@@ -161,7 +173,7 @@ async def test_stalls_and_resets_on_both_ways_keep_the_order(tmp_path: Path, see
         stopped = await stream.event("stream_stopped")
     assert stopped["frames"]["received"] == 240, "what was cut off is read again"
     assert stopped["frames"]["in_flight"] == 0
-    assert received.numbers == sorted(set(received.numbers))
+    assert_in_order(received.numbers, cuts)
     assert in_order(received.pts)
     assert received.arrivals.keyless_segments == 0
     assert len(received.numbers) > 100
