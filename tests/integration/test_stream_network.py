@@ -116,8 +116,8 @@ async def test_control_takes_any_value_and_then_an_update(tmp_path: Path) -> Non
 
 
 def assert_in_order(numbers: list[int], cuts: int) -> None:
-    """cuts: output segments that were cut off. The last picture of each may be a stump, and the viewer's decoder hides
-    that: it shows what it had before, once more."""
+    """cuts: output segments that were cut off. The last picture of each may be a stump, and the viewer's decoder
+    hides that: it shows what it had before, once more."""
     shown: list[int] = []
     for number in numbers:
         if not shown or number > shown[-1]:
