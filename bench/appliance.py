@@ -108,9 +108,10 @@ class Watched:
 
 
 class _Throttle:
-    """A publisher whose writes wait: for the viewer, so that ``AHEAD`` frames are under way, or for a moment."""
+    """A publisher whose writes wait: for the viewer, so that ``ahead`` frames are under way, or for a moment."""
 
-    def __init__(self, publisher: Publisher, interval_s: float | None) -> None:
+    def __init__(self, publisher: Publisher, interval_s: float | None, ahead: int = AHEAD) -> None:
+        self._ahead = ahead
         self.written: list[int] = []
         self.sent_at: list[float] = []
         self.arrived = 0
@@ -126,7 +127,7 @@ class _Throttle:
 
     async def write(self, data: bytes) -> None:
         if self._interval_s is None:
-            while len(self.written) - self.arrived >= AHEAD:
+            while len(self.written) - self.arrived >= self._ahead:
                 self.changed.clear()
                 await self.changed.wait()
         else:
@@ -253,6 +254,7 @@ class Appliance:
         *,
         marks: range,
         interval_s: float | None = None,
+        ahead: int = AHEAD,
         on_unit: Callable[[], None] = lambda: None,
     ) -> Watched:
         """One stream of ``frames`` frames. interval_s: between two of them; None: as fast as they get through.
@@ -270,7 +272,7 @@ class Appliance:
         readings: list[Reading] = []
         all_there = asyncio.Event()
         async with Publisher(self.http, urls["subscribe_url"], content_type="video/MP2T") as publisher:
-            throttle = _Throttle(publisher, interval_s)
+            throttle = _Throttle(publisher, interval_s, ahead)
 
             def count(unit: Any) -> None:
                 throttle.arrived += 1

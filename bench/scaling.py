@@ -104,6 +104,10 @@ async def many(appliance: Appliance, clip: Path, size: str) -> dict[str, float]:
     return results
 
 
+#: Frames under way on the ladder: there is memory for half a second of 2160p in a stream, and none may be late.
+LADDER_AHEAD = 6
+
+
 async def ladder(appliance: Appliance) -> dict[str, float]:
     """CPU milliseconds a frame for each size, ``scaling_{size}_frame_ms``."""
     results: dict[str, float] = {}
@@ -112,7 +116,7 @@ async def ladder(appliance: Appliance) -> dict[str, float]:
             clip = material.write_size(appliance.folder / f"ladder-{name}.mp4", width, height, bit_rate)
             frames = material.FRAMES
             marks = range(10, frames - 4, 15)
-            watched = await appliance.play(clip, crop(width, height), frames, marks=marks)
+            watched = await appliance.play(clip, crop(width, height), frames, marks=marks, ahead=LADDER_AHEAD)
             check(watched, frames, clip)
             first, last = watched.readings[0], watched.readings[-1]
             used = last.shim_s + last.engine_s - first.shim_s - first.engine_s

@@ -19,11 +19,9 @@ from ..media.rows import planes_size
 #: smaller, and is read as places become free: that is before the next burst.
 USUAL: Final = 60
 
-#: Of what waits in one stream. 185 pictures of 720p, which at 30 fps are a budget of 4.9 s; 82 of 1080p and 2.2 s.
+#: Of what waits in one stream, beyond the usual. 185 pictures of 720p, which at 30 fps are a budget of 4.9 s; 82 of
+#: 1080p and 2.2 s; of larger ones the usual, 1.6 s.
 MAX_BYTES: Final = 256_000_000
-
-#: At least, of pictures however large: one is encoded, one run, one sent, one decoded.
-FEWEST: Final = 4
 
 #: Part of the places that pictures within their budget may take. The rest is for a rate that is not quite as measured
 #: and for pictures that came earlier than others and are due later.
@@ -34,7 +32,7 @@ class Places:
     """Of one stream, for pictures of one size. Learns their rate from their stamps."""
 
     def __init__(self, width: int, height: int) -> None:
-        self._most = max(MAX_BYTES // planes_size(width, height), FEWEST)
+        self._most = max(MAX_BYTES // planes_size(width, height), USUAL)
         self._meter = RateMeter()
         self._rate = DEFAULT_RATE
 
