@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway_shim.stream.pacing import TICKS, Pacer
@@ -144,6 +144,7 @@ def test_what_comes_late_in_one_piece_keeps_its_stamps() -> None:
 
 
 @settings(max_examples=300, deadline=None)
+@example([("late", 8), ("both", 1), ("late", 11), ("sound", 12)])
 @given(
     st.lists(
         st.tuples(
@@ -159,11 +160,11 @@ def test_stamps_only_grow_and_pictures_are_never_away_for_long(parts: list[tuple
     silent_since = 0
     for tick, kind in enumerate(itertools.chain.from_iterable([kind] * (5 * length) for kind, length in parts)):
         now = tick / 5
+        before = len(line.shown)
         if kind != "late":
             for pts in held:
                 line.picture(pts, now)
             held.clear()
-        before = len(line.shown)
         if kind in ("both", "pictures"):
             line.picture(source, now)
         if kind in ("both", "sound"):
