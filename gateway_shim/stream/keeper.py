@@ -94,6 +94,12 @@ class Keeper:
         """Bytes of pictures up to this one are about to go out."""
         self._reached(pts)
 
+    async def taken_up(self) -> None:
+        """Returns when a successor would know that the stream was taken up here. Await it before anything of the
+        stream runs: one that kills its shim at once would be taken up for ever, and no other stream would live."""
+        if self.kept is not None:
+            await self._write()
+
     async def run(self) -> None:
         """Until cancelled."""
         while self._record is not None:
@@ -103,8 +109,14 @@ class Keeper:
 
     async def keep(self) -> None:
         """Write what changed; returns when a successor would find it."""
+        if await self._write():
+            # With it the place in the control channel: what was applied before this must not come again after it.
+            self._reached(self._position.pts)
+
+    async def _write(self) -> bool:
+        """Whether anything was to be written."""
         if self._record is None or self.parameters is None:
-            return
+            return False
         async with self._writing:
             request = self._request
             if self.intake is not None:
@@ -118,11 +130,10 @@ class Keeper:
                 and before.prompt is facts.prompt
                 and replace(before, prompt={}) == replace(facts, prompt={})
             ):
-                return
+                return False
             self._facts = facts
             await asyncio.to_thread(self._record.write, facts)
-        # With it the place in the control channel: what was applied before this must not come again after it.
-        self._reached(self._position.pts)
+            return True
 
     def forget(self) -> None:
         """The stream is over."""

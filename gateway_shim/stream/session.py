@@ -148,6 +148,7 @@ class StreamSession:
         current_stream.set(self.stream_id)
         self._report.running = True
         try:
+            await self._keeper.taken_up()
             async with contextlib.AsyncExitStack() as stack:
                 await self._reasoned(self._open_unless_ended(stack))
                 if not self.ending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import time
@@ -149,6 +150,28 @@ async def test_record_that_makes_no_stream_is_handed_over_and_the_others_go_on(
         streams.take_up(journal.read(), 20.0)
         assert list(streams.active) == ["good"]
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["lock"]
+
+
+async def test_stream_is_known_to_be_taken_up_before_it_does_anything(journal: Journal) -> None:
+    """One that kills its shim with the first byte would be taken up for ever."""
+    known: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def first(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not known.done():
+            (kept,) = journal.read()
+            known.set_result(len(kept.facts.resumed_at))
+        writer.close()
+
+    broker = await asyncio.start_server(first, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{broker.sockets[0].getsockname()[1]}/cam"
+    silent_since = time.time() - 5
+    record = journal.record("cam")
+    record.write(replace(FACTS, request=StartRequest("cam", subscribe_url=url, publish_url=url + "-out")))
+    record.reached(Position(silent_since))
+    (kept,) = journal.read()
+    async with broker, Streams([], capacity=1, settings=StreamSettings(), journal=journal) as streams:
+        streams.take_up([kept], 20.0)
+        assert await known == len(FACTS.resumed_at) + 1
 
 
 def test_journal_belongs_to_one_shim(journal: Journal, tmp_path: Path) -> None:
