@@ -1,8 +1,8 @@
 """``make bench``: every benchmark, as tables of ratios and as flat JSON.
 
-QUICK=1 in the environment takes fewer rounds and leaves out scaling: the main figures in under 50 s, too few rounds
-to compare two versions by a few per cent. The parts run one after the other; whatever else the machine does meanwhile
-is in all of them.
+QUICK=1 in the environment takes fewer rounds and leaves out scaling and the other libraries' conversions: the main
+figures in under 50 s, too few rounds to compare two versions by a few per cent. The parts run one after the other;
+whatever else the machine does meanwhile is in all of them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,24 +45,40 @@ def _show(part: str, text: str, began: float) -> None:
 async def _live(parts: Sequence[str], results: dict[str, float], *, quick: bool) -> None:
     """The parts that need the programs. Lanes come first: the trip's stages want their figure."""
     began = time.monotonic()
-    async with appliance.running() as programs:
-        sizes = material.SIZES
-        clips = {size: material.write(programs.folder / f"{size}.mp4", size) for size in sizes}
-        if "lanes" in parts:
-            results |= await lanes.run(programs, quick=quick)
-            _show("lanes", lanes.table(results), began)
-        if "trip" in parts:
-            began = time.monotonic()
-            results |= await trip.run(programs, clips, quick=quick, lane_ms=lanes.used_ms(results))
-            _show("trip", trip.table(results), began)
-        if "latency" in parts:
-            began = time.monotonic()
-            results |= await latency.run(programs, clips, quick=quick)
-            _show("latency", latency.table(results), began)
-        if "scaling" in parts:
-            began = time.monotonic()
-            results |= await scaling.run(programs, clips)
-            _show("scaling", scaling.table(results), began)
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
+        # The largest first, all beside the programs' start, which takes as long.
+        paths = {size: Path(folder, f"{size}.mp4") for size in reversed(material.SIZES)}
+        writing = [asyncio.to_thread(material.write, path, size) for size, path in paths.items()]
+        written = asyncio.gather(*writing)
+        async with appliance.running() as programs:
+            await written
+            await _measure(programs, paths, parts, results, began, quick=quick)
+
+
+async def _measure(
+    programs: appliance.Appliance,
+    clips: dict[str, Path],
+    parts: Sequence[str],
+    results: dict[str, float],
+    began: float,
+    *,
+    quick: bool,
+) -> None:
+    if "lanes" in parts:
+        results |= await lanes.run(programs, quick=quick)
+        _show("lanes", lanes.table(results), began)
+    if "trip" in parts:
+        began = time.monotonic()
+        results |= await trip.run(programs, clips, quick=quick, lane_ms=lanes.used_ms(results))
+        _show("trip", trip.table(results), began)
+    if "latency" in parts:
+        began = time.monotonic()
+        results |= await latency.run(programs, clips, quick=quick)
+        _show("latency", latency.table(results), began)
+    if "scaling" in parts:
+        began = time.monotonic()
+        results |= await scaling.run(programs, clips)
+        _show("scaling", scaling.table(results), began)
 
 
 def run(parts: Sequence[str], *, quick: bool) -> dict[str, float]:
@@ -71,10 +88,10 @@ def run(parts: Sequence[str], *, quick: bool) -> dict[str, float]:
     if "kernels" in parts:
         results |= kernels.run(_QUICK_ROUNDS if quick else _ROUNDS)
         _show("kernels", kernel_table(results), began)
-        began = time.monotonic()
-        sizes = {"720p": kernels.SIZES["720p"]} if quick else kernels.SIZES
-        results |= (others := peers.run(peers.QUICK_ROUNDS if quick else peers.ROUNDS, sizes))
-        _show("others", peers.table(others), began)
+        if not quick:
+            began = time.monotonic()
+            results |= (others := peers.run(peers.ROUNDS, kernels.SIZES))
+            _show("others", peers.table(others), began)
     if _LIVE & set(parts):
         asyncio.run(_live(parts, results, quick=quick))
     if "plan" in parts:  # last: it brings ComfyUI into this process

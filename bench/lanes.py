@@ -32,7 +32,7 @@ from .appliance import Appliance, WrongOutput, cpu_s, running
 BATCH = 4
 ROUNDS, QUICK_ROUNDS = 9, 5
 #: Batches of a round: enough that the clock of a process, and what it does by the way, do not matter.
-BATCHES = 12
+BATCHES, QUICK_BATCHES = 12, 8
 #: Pictures in turn, so that none is in a cache from the last time.
 POOL = 16
 SIZES = ("720p", "1080p")
@@ -54,14 +54,14 @@ class Copies:
         self._back = [np.empty_like(source) for source in self._sources]
         self.round_ms()  # touches the pages
 
-    def round_ms(self) -> float:
+    def round_ms(self, batches: int = POOL // BATCH) -> float:
         """CPU milliseconds a picture, of as many as a round of a lane has."""
         began = cpu_s(os.getpid())
-        for _ in range(BATCHES * BATCH // POOL):
+        for _ in range(batches * BATCH // POOL):
             for source, there, back in zip(self._sources, self._there, self._back, strict=True):
                 np.copyto(there, source)
                 np.copyto(back, there)
-        return 1000 * (cpu_s(os.getpid()) - began) / (BATCHES * BATCH)
+        return 1000 * (cpu_s(os.getpid()) - began) / (batches * BATCH)
 
 
 class SessionLane:
@@ -96,7 +96,9 @@ class SessionLane:
                 answered += 1
 
 
-async def lane_ms(appliance: Appliance, client: EngineClient, size: str, rounds: int) -> tuple[float, float]:
+async def lane_ms(
+    appliance: Appliance, client: EngineClient, size: str, rounds: int, batches: int
+) -> tuple[float, float]:
     """CPU milliseconds a picture, of the lane in both processes and of memcpy: medians of rounds by turns."""
     width, height = material.SIZES[size]
     planes = pictures(width, height)
@@ -107,19 +109,19 @@ async def lane_ms(appliance: Appliance, client: EngineClient, size: str, rounds:
         lane: Any = SessionLane(session, planes, width, height)
         for number in range(rounds + 1):
             began = cpu_s(os.getpid()) + cpu_s(appliance.engine_pid)
-            for _ in range(BATCHES):
+            for _ in range(batches):
                 await lane.batch(compare=number == 0)
             if number:
                 used = cpu_s(os.getpid()) + cpu_s(appliance.engine_pid) - began
-                took.append(1000 * used / (BATCHES * BATCH))
-                copied.append(copies.round_ms())
+                took.append(1000 * used / (batches * BATCH))
+                copied.append(copies.round_ms(batches))
     return median(took), median(copied)
 
 
 async def run(appliance: Appliance, *, quick: bool = False, sizes: Sequence[str] = SIZES) -> dict[str, float]:
     """``lane_bytes_s_per_gb`` (of 1080p) and each lane's ``_ms`` a picture with its ratio to memcpy."""
     memory.keep_large_blocks()  # as the shim does
-    rounds = QUICK_ROUNDS if quick else ROUNDS
+    rounds, batches = (QUICK_ROUNDS, QUICK_BATCHES) if quick else (ROUNDS, BATCHES)
     results: dict[str, float] = {}
     async with (
         EngineClient(appliance.address, share_memory=False) as client,
@@ -129,10 +131,10 @@ async def run(appliance: Appliance, *, quick: bool = False, sizes: Sequence[str]
         await sharing.ready()
         for size in sizes:
             width, height = material.SIZES[size]
-            carried, copied = await lane_ms(appliance, client, size, rounds)
+            carried, copied = await lane_ms(appliance, client, size, rounds, batches)
             results[f"lane_bytes_{size}_ms"] = carried
             results[f"lane_bytes_{size}_x_memcpy"] = carried / copied
-            shared, copied = await lane_ms(appliance, sharing, size, rounds)
+            shared, copied = await lane_ms(appliance, sharing, size, rounds, batches)
             results[f"lane_memcpy_{size}_ms"] = copied
             results[f"lane_shm_{size}_ms"] = shared
             results[f"lane_shm_{size}_x_memcpy"] = shared / copied

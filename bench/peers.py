@@ -25,7 +25,7 @@ try:
 except ImportError:  # no dependency of the programs; `make bench` installs it
     cv2 = None
 
-ROUNDS, QUICK_ROUNDS = 15, 5
+ROUNDS = 15
 
 #: Largest difference from our result, in 0..1 forward and in levels back, on smooth pictures. swscale rounds in fixed
 #: point, OpenCV takes one pixel of four for chroma.

@@ -41,6 +41,10 @@ from .appliance import (
 
 #: Windows of a run, and frames of one: many visits of the engine, so that none of them straddles much of a window.
 WINDOWS, QUICK_WINDOWS = 9, 5
+#: Of HTTP by itself, which differs little from one window to the next, and its pace, which need not be the trip's:
+#: each piece still comes when the one before it is long gone, so that every frame pays for its own wake-ups.
+QUICK_HTTP_WINDOWS = 3
+QUICK_HTTP_INTERVAL_S = 0.015
 WINDOW = 40
 WARM_UP = 40
 #: Frames after the last window: the end of a stream is no part of its steady state.
@@ -133,7 +137,7 @@ async def _alone(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         await process.wait()
 
 
-async def codec_alone(clip: Path, loops: int = 3) -> float:
+async def codec_alone(clip: Path, loops: int = 5) -> float:
     """CPU milliseconds a frame of decoding and encoding the clip in a process of its own."""
     async with _alone("codec", str(clip), "--loops", str(loops)) as process:
         output, _ = await process.communicate()
@@ -221,16 +225,20 @@ async def run(
             clip = clips[size]
             watched, rows = await measure(appliance, clip, size, windows)
             interval_s = middle(rows, "interval") / 1000
-            http_ms = await http_alone(appliance, clip, watched, interval_s, marks)
+            if quick:
+                pace_s = min(interval_s, QUICK_HTTP_INTERVAL_S)
+                http_ms = await http_alone(appliance, clip, watched, pace_s, marks[: QUICK_HTTP_WINDOWS + 1])
+            else:
+                http_ms = await http_alone(appliance, clip, watched, interval_s, marks)
             results |= figures(rows, http_ms, "trip_overhead", size)
             results |= stages(rows, http_ms, (lane_ms or {}).get(size), size)
             results[f"trip_http_{size}_ms"] = http_ms
-            alone_ms = await codec_alone(clip, 2 if quick else 5)
+            if quick:
+                continue
+            alone_ms = await codec_alone(clip)
             results[f"trip_codec_alone_{size}_ms"] = alone_ms
             total_ms = median(row["shim"] + row["engine"] for row in rows)
             results[f"trip_overhead_{size}_x_codec_alone"] = (total_ms - alone_ms - http_ms) / alone_ms
-            if quick:
-                continue
             _, rows = await measure(appliance, clip, size, windows, passing=True)
             results |= figures(rows, http_ms, "trip_passthrough", size)
             watched, rows = await measure(appliance, clip, size, windows, live=True)
