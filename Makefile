@@ -82,13 +82,15 @@ demo: $(VENV)/.installed .comfyui/.installed .demo/.installed
 	$(BIN)/headrace demo $(DEMO)
 
 # Most tests wait for something real: four at a time they take five minutes in place of twenty on two cores. Those
-# with a ComfyUI share it by file, and those with a whole appliance have the machine to themselves.
+# with a ComfyUI share it by file, those with a whole appliance wait two at a time, and those that measure one have the
+# machine to themselves.
 test: $(VENV)/.installed .comfyui/.installed .comfyui-0.3.52/.installed .demo/.installed lint
 	export HEADRACE_REQUIRE_COMFYUI=1
 	if [ -n "$(TESTS)" ]; then exec $(BIN)/python -m pytest $(TESTS); fi
 	$(BIN)/python -m pytest -n 4 tests --ignore tests/comfy --ignore tests/process
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/comfy
-	$(BIN)/python -m pytest tests/process
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone" tests/process
+	$(BIN)/python -m pytest -m alone tests/process
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -148,6 +148,7 @@ async def steady(appliance: Appliance, clip: Path, seconds: float = LONG_S) -> d
     return {
         "steady_1080p_late_ms": lateness_ms(watched),
         "steady_1080p_processed_share": watched.frames.get("processed", 0) / frames,
+        "steady_1080p_repeated": watched.frames.get("repeated", 0),
         "steady_1080p_growth_mb": (median(memory[half:]) - median(memory[:half])) / 1e6,
         "steady_1080p_memory_mb": memory[-1] / 1e6,
     }
@@ -182,6 +183,7 @@ def table(results: Mapping[str, float]) -> str:
         lines.append(
             f"1080p30 pass-through for {LONG_S} s: {results['steady_1080p_late_ms']:.0f} ms late, "
             f"{100 * results['steady_1080p_processed_share']:.1f} % through the engine, "
+            f"{results['steady_1080p_repeated']:.0f} pictures shown twice, "
             f"memory {results['steady_1080p_growth_mb']:+.1f} MB"
         )
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from bench import lanes, latency, material, trip
 from bench.appliance import running
 from gateway_shim.localnet.programs import embedded_comfyui
 
-pytestmark = [pytest.mark.process, pytest.mark.comfy, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.process, pytest.mark.alone, pytest.mark.comfy, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.chaos import processes
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.process, pytest.mark.alone, pytest.mark.timeout(180)]
 
 
 async def chaos(output: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:

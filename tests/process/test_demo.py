@@ -16,7 +16,7 @@ from PIL import Image
 from gateway_shim.localnet import numbered, probe
 from gateway_shim.localnet.programs import descendants
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.process, pytest.mark.alone, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).resolve().parents[2]
 PASS_THROUGH = ROOT / "examples" / "workflows" / "pass-through.json"

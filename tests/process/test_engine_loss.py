@@ -12,7 +12,7 @@ import pytest
 from gateway_shim.localnet.programs import Program, Programs
 from tests.process.test_supervisor import DEADLINE_S, alive, get, health, launch, until
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.process, pytest.mark.alone, pytest.mark.timeout(180)]
 
 
 @pytest.fixture

