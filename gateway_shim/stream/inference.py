@@ -171,7 +171,11 @@ class Inference:
             self._vain_deaths.begin()
             try:
                 await self._run_session(engine)
+                failed.discard(engine)  # a workflow that came meanwhile is what it has to open now
             except (WorkflowRefused, InvalidRequest) as exc:
+                if self.parameters.replaced.is_set():  # what was refused is not wanted any more
+                    failed.discard(engine)
+                    continue
                 self._mailbox.refuse("workflow_refused")
                 findings = [each.as_json() for each in exc.violations]
                 self.failures.tell("workflow_refused", exc.message, errors=findings)
@@ -195,6 +199,9 @@ class Inference:
 
     async def _died_of_it(self, engine: EngineClient, pid: int) -> bool:
         """Whether the stream's own workflow seems to kill the engine (process ``pid``); then what helps is done."""
+        if self.parameters.replaced.is_set():  # it died of one that is not wanted any more
+            self._vain_deaths.forgive()
+            return True
         self._vain_deaths.died(pid)
         deaths = self._vain_deaths.in_a_row
         if deaths < VAIN_DEATHS:
@@ -213,7 +220,6 @@ class Inference:
         self.failures.tell("workflow_kills_engine", text)
         self.parameters.refused = WorkflowRefused(text)
         self._decided.set()
-        self.parameters.replaced.clear()
         replaced = asyncio.create_task(self.parameters.replaced.wait(), name=f"workflow of {self._stream_id}")
         pause = asyncio.create_task(self._next_try(engine, pid, pause_s), name=f"pause of {self._stream_id}")
         try:
@@ -251,7 +257,6 @@ class Inference:
     async def _another_chance(self, engine: EngineClient) -> None:
         """Wait for another workflow, or for another engine: one that was restarted may have what this one lacks."""
         restarts = engine.restarts
-        self.parameters.replaced.clear()
         replaced = asyncio.create_task(self.parameters.replaced.wait(), name=f"workflow of {self._stream_id}")
         try:
             while not replaced.done() and engine.restarts == restarts:
@@ -262,13 +267,16 @@ class Inference:
             await asyncio.gather(replaced, return_exceptions=True)
 
     async def _run_session(self, engine: EngineClient) -> None:
+        """Until the session is lost; returns where another workflow came while it was being opened."""
         assert self._format is not None
         loop = asyncio.get_running_loop()
         budget_s = self.traffic.budget_s  # it may change while the engine opens the session
+        prompt = self.parameters.prompt  # and so may this
+        self.parameters.replaced.clear()
         request = pb.OpenSession(
             session_id=self._session_id(),
             wire_version=WIRE_VERSION,
-            workflow_json=json.dumps(self.parameters.prompt),
+            workflow_json=json.dumps(prompt),
             video=self._format,
             audio=FORMAT,
             latency_budget_ms=round(budget_s * 1000),
@@ -279,7 +287,8 @@ class Inference:
         try:
             async with engine.open(request, self.traffic.progressed, stream_id=self._stream_id) as session:
                 patience.cancel()
-                await self._serve(engine, session, budget_s)
+                if self.parameters.prompt is prompt:
+                    await self._serve(engine, session, budget_s)
         finally:
             patience.cancel()
 

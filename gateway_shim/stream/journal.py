@@ -100,21 +100,25 @@ class Record:
         self._removed = False
         self._failed = False
 
-    def write(self, facts: Facts) -> None:
-        """Replace what is kept. May take a while for a workflow of megabytes: not on the event loop then.
+    def write(self, facts: Facts) -> bool:
+        """Replace what is kept; False where the disk did not take it, and what was there before is there still.
 
-        A stream that ends meanwhile stays forgotten.
+        May take a while for a workflow of megabytes: not on the event loop then. A stream that ends meanwhile stays
+        forgotten.
         """
         part = self._facts_path.with_suffix(".part")
         text = json.dumps({"format": FORMAT, **asdict(_trimmed(facts))}, default=str).encode()
-        with self._failures():
-            if self._removed:
-                return
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(text)
-            with self._lock:
-                if not self._removed:
-                    part.replace(self._facts_path)
+        try:
+            if not self._removed:
+                with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                    file.write(text)
+                with self._lock:
+                    if not self._removed:
+                        part.replace(self._facts_path)
+        except (OSError, ValueError) as exc:
+            self._failure(exc)
+            return False
+        return True
 
     def reached(self, position: Position) -> None:
         """4 us: one write of one page into the kernel's cache."""
@@ -140,9 +144,12 @@ class Record:
         try:
             yield
         except (OSError, ValueError) as exc:
-            if not self._failed:
-                self._failed = True
-                logger.warning("the journal cannot be kept, a killed shim will lose its streams: %s", exc)
+            self._failure(exc)
+
+    def _failure(self, exc: Exception) -> None:
+        if not self._failed:
+            self._failed = True
+            logger.warning("the journal cannot be kept, a killed shim will lose its streams: %s", exc)
 
 
 class Journal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from .pacing import TICKS
 
 #: How often the record says that we live, and is looked through for what changed by itself.
 LOOK_EVERY_S = 0.25
+#: After a write that failed.
+WRITE_AGAIN_S = 2.0
 
 
 class _Parameters(Protocol):
@@ -44,6 +47,8 @@ class Keeper:
         self._position = kept.position if kept is not None else Position(time.time())
         self._facts: Facts | None = None
         self._writing = asyncio.Lock()
+        self._write_after = 0.0  # loop time; a disk that takes nothing is not asked four times a second
+        self._look = asyncio.Event()
 
     # ---- what a predecessor left
 
@@ -92,20 +97,30 @@ class Keeper:
 
     def before_pictures(self, pts: int) -> None:
         """Bytes of pictures up to this one are about to go out."""
+        if self._facts is None or self._facts.shape is None:
+            self._look.set()  # from now on viewers know the shape: a successor must keep it
         self._reached(pts)
 
+    def asked(self, **values: Any) -> None:
+        """Fields of the start request that a client has changed; the next `keep` writes them."""
+        self._request = replace(self._request, **values)
+
     async def taken_up(self) -> None:
-        """Returns when a successor would know that the stream was taken up here. Await it before anything of the
-        stream runs: one that kills its shim at once would be taken up for ever, and no other stream would live."""
-        if self.kept is not None:
-            await self._write()
+        """Returns when a successor would know that the stream was taken up here, or will never hear of it. Await it
+        before anything of the stream runs: one that kills its shim at once would be taken up for ever, and no other
+        stream would live."""
+        if self.kept is not None and not await self._write():
+            self.forget()
 
     async def run(self) -> None:
         """Until cancelled."""
         while self._record is not None:
             await self.keep()
             self._reached(self._position.pts)
-            await asyncio.sleep(LOOK_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._look.wait()
+            self._look.clear()
 
     async def keep(self) -> None:
         """Write what changed; returns when a successor would find it."""
@@ -114,8 +129,9 @@ class Keeper:
             self._reached(self._position.pts)
 
     async def _write(self) -> bool:
-        """Whether anything was to be written."""
-        if self._record is None or self.parameters is None:
+        """Whether what changed is in the journal now; False too where nothing has."""
+        loop = asyncio.get_running_loop()
+        if self._record is None or self.parameters is None or loop.time() < self._write_after:
             return False
         async with self._writing:
             request = self._request
@@ -131,9 +147,11 @@ class Keeper:
                 and replace(before, prompt={}) == replace(facts, prompt={})
             ):
                 return False
-            self._facts = facts
-            await asyncio.to_thread(self._record.write, facts)
-            return True
+            if await asyncio.to_thread(self._record.write, facts):
+                self._facts = facts
+                return True
+            self._write_after = loop.time() + WRITE_AGAIN_S
+            return False
 
     def forget(self) -> None:
         """The stream is over."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -56,7 +57,7 @@ class Streams:
         self._journal = journal
         self._sessions: dict[str, StreamSession] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._handing_over: set[asyncio.Task[None]] = set()
+        self._handing_over: dict[str, asyncio.Task[None]] = {}
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -79,6 +80,8 @@ class Streams:
         The same request again (same id, same channels) gives the running stream. Raises StreamConflict, StreamsFull,
         NotReady when no engine answers, WorkflowRefused with every finding.
         """
+        if (task := self._handing_over.get(request.stream_id)) is not None:
+            await asyncio.wait({task})  # its last act is to remove the record that this stream would write
         await self._ending_made_room(request.stream_id)
         if (running := self._sessions.get(request.stream_id)) is not None:
             if running.request.channels == request.channels and not running.ending:
@@ -120,12 +123,15 @@ class Streams:
             if session is None:
                 logger.warning("stream %s: left by a killed shim, handed over: %s", request.stream_id, reason)
                 task = asyncio.create_task(hand_over(kept), name=f"hand over {request.stream_id}")
-                self._handing_over.add(task)
-                task.add_done_callback(self._handing_over.discard)
+                self._handing_over[request.stream_id] = task
+                task.add_done_callback(partial(self._handed_over, request.stream_id))
                 continue
             logger.warning("stream %s: left by a killed shim, resumed after %.1f s", request.stream_id, kept.silent_s)
             self._begin(session)
         self.on_change()
+
+    def _handed_over(self, stream_id: str, _: asyncio.Task[None]) -> None:
+        del self._handing_over[stream_id]
 
     async def _ending_made_room(self, stream_id: str) -> None:
         """Wait a moment for streams on their way out that stand in the way of this start."""
@@ -199,7 +205,7 @@ class Streams:
             if late:
                 await asyncio.wait(late, timeout=CUT_OFF_S)
         if self._handing_over:
-            await asyncio.wait(self._handing_over)
+            await asyncio.wait(self._handing_over.values())
 
     async def wait_idle(self) -> None:
         """Wait until no stream runs."""

@@ -118,7 +118,7 @@ class Parameters:
         self._worked: tuple[int, int] = 0, 0  # engine version, and the pictures that it has made
         self.prompt: dict[str, Any] = copy.deepcopy(workflow) if workflow else copy.deepcopy(PASS_THROUGH)
         self.refused: HeadraceError | None = None  # why the workflow cannot run, while that lasts
-        self.replaced = asyncio.Event()  # set when a workflow came in place of a refused one
+        self.replaced = asyncio.Event()  # a workflow came in place of a refused one; whoever tries it clears this
 
     @property
     def version(self) -> int:
@@ -251,8 +251,7 @@ class Parameters:
             if len(batch) == 1:
                 batch[0].refuse(exc)
             else:
-                for waiting in batch:
-                    await self._serve([waiting])
+                await self._serve_singly(batch)
         except asyncio.CancelledError:
             for waiting in batch:
                 waiting.refuse(NoSuchStream("the stream ended during the update"))
@@ -264,6 +263,14 @@ class Parameters:
             for waiting in batch:
                 waiting.resolve(result)
 
+    async def _serve_singly(self, batch: Sequence[_Waiting]) -> None:
+        try:
+            for waiting in batch:
+                await self._serve([waiting])
+        finally:
+            for waiting in batch:  # whoever has an answer keeps it
+                waiting.refuse(NoSuchStream("the stream ended during the update"))
+
     async def _apply(self, batch: Sequence[_Waiting]) -> UpdateResult:
         """All updates of a batch as one; a batch of several has overrides only."""
         first = batch[0]
@@ -272,8 +279,8 @@ class Parameters:
         workflow = first.update.workflow
         if workflow is None and not any(waiting.update.overrides for waiting in batch):
             return UpdateResult(self.version, None)
-        if self.refused is not None:
-            return await self._replace_refused(first)
+        if self.refused is not None and (instead := await self._replace_refused(first)) is not None:
+            return instead
         if self._waits_for_input() and (ahead := await self._apply_ahead(batch)) is not None:
             return ahead
         engine, session = await self._session()
@@ -337,14 +344,15 @@ class Parameters:
             workflow = await engine.converted(workflow)
         return merged(workflow, replace(update, workflow=None))
 
-    async def _replace_refused(self, waiting: _Waiting) -> UpdateResult:
-        """A whole workflow in place of one that never ran."""
-        assert self.refused is not None
+    async def _replace_refused(self, waiting: _Waiting) -> UpdateResult | None:
+        """A whole workflow in place of one that never ran. None: it runs after all by now, and is to be updated."""
+        why = self.refused
+        assert why is not None
         if waiting.update.workflow is None:
             raise WorkflowRefused(
-                f"the workflow does not run, so its nodes cannot be changed: {self.refused.message}. "
+                f"the workflow does not run, so its nodes cannot be changed: {why.message}. "
                 "Send a whole workflow as `prompts`.",
-                self.refused.violations,
+                why.violations,
             )
         engine = pick(self._engines)
         if engine is None:
@@ -352,6 +360,8 @@ class Parameters:
         raise_for_findings(await engine.check(waiting.update.workflow, overrides=[waiting.update.overrides]))
         changed = await self._changed(engine, waiting.update.workflow, waiting.update)
         if not waiting.dry_run:
+            if self.refused is None:
+                return None
             self.prompt = changed
             self.refused = None
             self.replaced.set()

@@ -340,8 +340,10 @@ class StreamSession:
                 source.max_framerate = update.max_framerate
             if update.latency_budget_ms is not None:
                 self._admission.pacer.budget_s = self._inference.traffic.budget_s = update.latency_budget_ms / 1000
+                self._keeper.asked(latency_budget_ms=update.latency_budget_ms)
             if update.fallback is not None:
                 self._fallback.policy = Policy(update.fallback)
+                self._keeper.asked(fallback=update.fallback)
             shown = self._report.updated(body)
             facts = {"version": result.version, "effective_pts": result.effective_pts}
             self._events.send("params_updated", {"params": shown, **facts})

@@ -1,7 +1,8 @@
 """A real engine process with a stand-in for ComfyUI: ``python -m tests.fakes.engine_process [ADDRESS] [--run-s S]``.
 
-The graph's ``mode`` also takes "abort" and "abort_later", crashes in native code, and "hang_later", a sixth
-run that does not return. Its ``level`` and everything else are those of ``engine_backend``.
+The graph's ``mode`` also takes "abort" and "abort_later", crashes in native code, "hang_later", a sixth run that does
+not return, and "fail_once", a build that fails where there is no file ``marker`` yet. Its ``level`` and all else are
+those of ``engine_backend``. ``--load-s S``: of each build.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from unittest import mock
 
 from engine import __main__ as program
-from engine.backend import FrameIn, RunResult
+from engine.backend import Building, FrameIn, Report, RunResult
 from engine.graph.workflow import Prompt
+from engine.wire import VideoFormat
 from tests.fakes.engine_backend import StubBackend, StubGraph
 
 
@@ -40,13 +43,24 @@ class DeadlyGraph(StubGraph):
 class DeadlyBackend(StubBackend):
     graph_class = DeadlyGraph
 
+    def build(self, prompt: Prompt, video: VideoFormat, report: Report) -> Building:
+        inputs = prompt["5"]["inputs"]
+        if inputs.get("mode") == "fail_once":
+            marker = Path(inputs["marker"])
+            mode = "paint" if marker.exists() else "fail"
+            marker.touch()
+            prompt = prompt | {"5": prompt["5"] | {"inputs": inputs | {"mode": mode}}}
+        return (yield from super().build(prompt, video, report))
+
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("address", nargs="?", default="")
     parser.add_argument("--run-s", type=float, default=0.0)
+    parser.add_argument("--load-s", type=float, default=0.0)
     arguments = parser.parse_args()
     backend = DeadlyBackend()
+    backend.load_s = arguments.load_s
     backend.run_s = arguments.run_s
     sys.argv[1:] = ["--comfyui-dir", "none", "--log-level", "warning"]
     if arguments.address:

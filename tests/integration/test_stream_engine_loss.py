@@ -204,6 +204,29 @@ async def test_workflow_that_kills_the_engine_is_tried_ever_later_until_another_
             await processed(net)
 
 
+@pytest.mark.parametrize("mode", ["fail", "fail_once"])
+async def test_workflow_that_comes_while_a_refused_one_is_tried_again_is_what_runs(tmp_path: Path, mode: str) -> None:
+    """The other one is refused once more, or runs after all: nobody wants it any more."""
+    async with kept(tmp_path, "--load-s", "1.5") as net:
+        stream = await net.start(
+            params={"prompts": json.loads(workflow(level=60, mode=mode, marker=str(tmp_path / "m")))}
+        )
+        async with publishing(stream, tmp_path):
+            await stream.event("error", reason="workflow_refused")
+            heard = len(stream.events)
+            await net.kill_engine()
+            async with asyncio.timeout(30):
+                while not any(event.get("stage") == "loading" for event in stream.events[heard:]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            status, answer = await net.post("/stream/params", {"prompts": json.loads(workflow(level=200))})
+            assert status == 200, answer
+            async with asyncio.timeout(20):
+                await processed(net)
+            schema = await net.get("/stream/params/schema")
+            values = {each["path"]: each["value"] for each in schema["parameters"]}
+            assert values["nodes.5.inputs.level"] == 200
+
+
 async def test_stopped_engine_is_noticed_without_a_watchdog_and_taken_again_when_it_goes_on(tmp_path: Path) -> None:
     async with network(tmp_path, stub=()) as net:
         stream = await net.start(params={"prompts": json.loads(workflow(level=200))})

@@ -156,6 +156,22 @@ async def test_many_updates_at_once_go_together_and_the_bad_ones_alone_are_refus
     assert net.shim.streams.active["cam"].prompt["5"]["inputs"]["level"] == 255
 
 
+async def test_what_a_client_has_changed_is_kept_for_a_successor(
+    net: Network, stream: LiveStream, tmp_path: Path
+) -> None:
+    """A stream whose viewers must never see the input would show it to them after the shim was killed."""
+    (path,) = (tmp_path / "streams").glob("*.json")
+    assert json.loads(path.read_text())["request"]["fallback"] is None
+    changes = {"fallback": "overlay", "latency_budget_ms": 250, "5": {"level": 61}}
+    assert (await net.post("/stream/params", changes))[0] == 200
+    kept = json.loads(path.read_text())
+    assert {name: kept["request"][name] for name in ("fallback", "latency_budget_ms")} == {
+        "fallback": "overlay",
+        "latency_budget_ms": 250,
+    }
+    assert kept["prompt"]["5"]["inputs"]["level"] == 61
+
+
 async def test_updates_of_the_control_channel_go_together(net: Network, stream: LiveStream) -> None:
     for level in range(30, 60):
         await stream.control({"5": {"level": level}})

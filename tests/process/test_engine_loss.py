@@ -45,6 +45,8 @@ async def test_stopped_engine_is_replaced_within_ten_seconds_and_status_says_why
         found = await settled(programs)
         await health(port, "IDLE")
         before = engine_of(found).pid
+        with (run_dir / "log" / "engine-0.log").open("ab") as log:  # of which the last bytes begin within a character
+            log.write("é".encode() * 4000 + b"\x1b[34mblue words\x1b[0m 50 %\r100 %\n")
         os.kill(before, signal.SIGSTOP)
         stopped_at = time.monotonic()
         await until(programs, lambda now: engine_of(now).pid not in (0, before))
@@ -53,6 +55,7 @@ async def test_stopped_engine_is_replaced_within_ten_seconds_and_status_says_why
         await health(port, "IDLE")
         engine = await last_end(port, "SIGSTOP")
         assert "restarted by the watchdog" in engine["last_end"]["reason"]
+        assert engine["last_end"]["log"].endswith("éblue words 50 %\n100 %\n")
         assert engine["restarts"] == 1
         assert not psutil.pid_exists(before)
         watchdog = psutil.Process(next(program.pid for program in found if program.name == "watchdog"))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from gateway_shim.errors import NotReady
 from gateway_shim.params import StartRequest
+from gateway_shim.stream import keeper as keeper_module
 from gateway_shim.stream.journal import FOLDER, Facts, Journal, Kept, Position, Shape
+from gateway_shim.stream.keeper import Keeper
 from gateway_shim.stream.manager import Streams
 from gateway_shim.stream.resume import MAX_RESUMES, why_not
 from gateway_shim.stream.session import StreamSettings
@@ -172,6 +178,79 @@ async def test_stream_is_known_to_be_taken_up_before_it_does_anything(journal: J
     async with broker, Streams([], capacity=1, settings=StreamSettings(), journal=journal) as streams:
         streams.take_up([kept], 20.0)
         assert await known == len(FACTS.resumed_at) + 1
+
+
+async def test_stream_whose_record_cannot_be_written_has_no_successor(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not counted, it could be taken up for ever; and the disk may take the next write."""
+    record = journal.record("cam")
+    record.write(FACTS)
+    record.reached(Position(time.time()))
+    (kept,) = journal.read()
+    keeper = Keeper(kept.facts.request, kept.record, kept)
+    keeper.parameters = SimpleNamespace(prompt={}, version=1)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", full)
+        await keeper.taken_up()
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["lock"]
+
+
+async def test_update_that_could_not_be_written_is_written_later(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "WRITE_AGAIN_S", 0.01)
+    keeper = Keeper(FACTS.request, journal.record("cam"), None)
+    keeper.parameters = SimpleNamespace(prompt={}, version=1)
+    failing = [True]
+    real = os.open
+
+    def at_first_full(*arguments: Any) -> int:
+        if failing[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "open", at_first_full)
+    await keeper.keep()
+    assert journal.read() == []
+    failing[0] = False
+    keeping = asyncio.create_task(keeper.run())
+    async with asyncio.timeout(10):
+        while not journal.read():  # noqa: ASYNC110  a file
+            await asyncio.sleep(0.01)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_stream_waits_for_the_end_of_its_own_hand_over(journal: Journal) -> None:
+    """Whose last act is to remove the record: of the new stream, if that were there already."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await answer.wait()
+        writer.close()
+
+    broker = await asyncio.start_server(slow, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{broker.sockets[0].getsockname()[1]}/cam-out"
+    request = StartRequest("cam", publish_url=url)
+    record = journal.record("cam")
+    record.write(replace(FACTS, request=request))
+    record.reached(Position(time.time() - 100))
+    async with broker, Streams([], capacity=1, settings=StreamSettings(), journal=journal) as streams:
+        streams.take_up(journal.read(), 20.0)
+        await asked.wait()
+        starting = asyncio.create_task(streams.start(request))
+        await asyncio.sleep(0.05)
+        assert not starting.done()
+        answer.set()
+        with pytest.raises(NotReady):
+            await starting
+    assert journal.read() == []
 
 
 def test_journal_belongs_to_one_shim(journal: Journal, tmp_path: Path) -> None:
