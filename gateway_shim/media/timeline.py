@@ -7,7 +7,7 @@ output still increases: a falling stamp breaks the gateway's ffmpeg for good. Pi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .clock import TICKS_PER_S
 from .pes import AccessUnit
@@ -15,12 +15,15 @@ from .pes import AccessUnit
 # Less than this backwards is overlap, and whoever is late is dropped. Decode stamps of one track never fall, so it
 # covers what muxers round and repair; a clock that begins again sooner than that costs its frames until then.
 MAX_OVERLAP = TICKS_PER_S // 4
-# A longer step forward than this is believed only when the next unit of the track says the same: a single damaged
-# stamp must not move everything after it.
+# What counts as near. A longer step forward is never believed before the next unit of the track says the same, a
+# shorter one where it fits: see `Timeline._reach`.
 MAX_STEP = 10 * TICKS_PER_S
 # A picture is shown so long after it is decoded at most: what H.264 reorders, 16 pictures, at 3 fps. More is a
 # damaged stamp beside a sound one, which would make every picture late until the clock has come there.
 MAX_LEAD = 5 * TICKS_PER_S
+# A packet of sound has one stamp for all its frames: they are damaged together, and do not confirm each other. FFmpeg
+# puts up to 0.35 s into one.
+_MAX_PACKET = TICKS_PER_S // 2
 # Distance between the last unit before a fall and the first after it, where the track has shown none: 30 fps.
 _RESUME_STEP = 3_000
 # The track that falls first goes on in its own step, and the other one with it, to the sample. Where the other one
@@ -35,11 +38,14 @@ class _Lane:
     last: int
     offset: int
     step: int = _RESUME_STEP  # latest distance between two units
-    held: AccessUnit | None = None  # its stamp is a jump that the next unit has to confirm
+    pace: int = _RESUME_STEP  # the same at any frame rate; it halves at most from one unit to the next
+    beside: int | None = None  # where the other track's output was at this one's latest unit
+    held: list[AccessUnit] = field(default_factory=list)  # they jump, which the next unit has to confirm
 
 
 class Timeline:
-    """Places units on the output's time line. A unit that jumps is held until the next one of its kind."""
+    """Places units on the output's time line. A unit that jumps is held until the next one of its kind, or until the
+    sound has come there."""
 
     def __init__(self) -> None:
         self.jumps = 0  # falls of the source's clock
@@ -47,6 +53,7 @@ class Timeline:
         self._offset = 0  # of the latest fall
         self._source = 0  # latest source stamp under that offset
         self._end = 0  # latest output stamp
+        self._kind: str | None = None  # of the latest unit
         self._floor: int | None = None  # what the first stamp must not be below, when a stream is taken up again
 
     @property
@@ -60,19 +67,25 @@ class Timeline:
         self._floor = source - max(overlap, MAX_OVERLAP)
 
     def place(self, unit: AccessUnit) -> list[AccessUnit]:
-        """The unit with output stamps, after the one that was held for it; nothing where it is held itself.
+        """The unit with output stamps and those that were held for it; nothing where it is held itself.
 
         A unit whose pts cannot belong to its dts loses it: the decoder gives it its place among the others.
         """
+        placed = self._place(unit)
+        pictures = self._lanes.get("video")
+        if pictures is not None and pictures.held and placed and self._has_paused(pictures):
+            placed += [self._placed(pictures, each, _stamp(each)) for each in _taken(pictures)]
+        return placed
+
+    def _place(self, unit: AccessUnit) -> list[AccessUnit]:
         unit = _believed(unit)
         stamp = unit.dts if unit.dts is not None else unit.pts
         kind = unit.track.kind
+        # Units of one packet come one behind the other. A picture has a packet of its own.
+        in_packet, self._kind = kind == self._kind and kind == "audio", kind
         lane = self._lanes.get(kind)
         if stamp is None:
-            if lane is None or lane.held is None:
-                return [unit]
-            held, lane.held = lane.held, None
-            return [_unstamped(held), unit]
+            return [unit] if lane is None else [*self._undecided(lane), unit]
         if lane is None:
             floor, self._floor = self._floor, None
             if floor is not None and stamp < floor:  # the source was restarted while nobody listened
@@ -80,40 +93,80 @@ class Timeline:
                 self._offset = self._end + _RESUME_STEP - stamp
             lane = self._lanes[kind] = _Lane(stamp, self._offset)
             return [self._placed(lane, unit, stamp)]
-        if lane.held is not None:
-            return self._decide(lane, lane.held, unit, stamp)
+        if lane.held:
+            return self._decide(lane, unit, stamp, in_packet)
         if lane.offset != self._offset and self._is_nearer(lane, stamp):
             # It was silent when the clock fell, and its stamps of before and of after look alike.
             lane.offset = self._offset
             return [self._placed(lane, unit, stamp)]
-        if _follows(lane.last, stamp):
+        if self._fits(lane, stamp):
             return [self._placed(lane, unit, stamp)]
-        lane.held = unit
+        lane.held = [unit]
         return []
 
     def flush(self) -> list[AccessUnit]:
         """What is still held, without stamps: nothing will confirm them."""
-        units = [_unstamped(lane.held) for lane in self._lanes.values() if lane.held is not None]
-        for lane in self._lanes.values():
-            lane.held = None
-        return units
+        return [_unstamped(unit) for lane in self._lanes.values() for unit in _taken(lane)]
 
-    def _decide(self, lane: _Lane, held: AccessUnit, unit: AccessUnit, stamp: int) -> list[AccessUnit]:
-        jumped = held.dts if held.dts is not None else held.pts
-        assert jumped is not None
-        lane.held = None
-        if _follows(lane.last, stamp):
-            return [_unstamped(held), self._placed(lane, unit, stamp)]
-        if not _follows(jumped, stamp):
-            lane.held = unit
-            return [_unstamped(held)]
-        if not self._joins(lane, jumped) and jumped < lane.last:
+    def _decide(self, lane: _Lane, unit: AccessUnit, stamp: int, in_packet: bool) -> list[AccessUnit]:
+        """What is held and the unit after it, by whether that goes on from the held ones or from before them."""
+        held = _taken(lane)
+        jumped, latest = _stamp(held[0]), _stamp(held[-1])
+        goes_back = stamp < latest or jumped < lane.last
+        if (goes_back and _follows(lane.last, stamp)) or not _follows(latest, stamp):
+            damaged = [_unstamped(each) for each in held]
+            if self._fits(lane, stamp, len(held)):
+                return [*damaged, self._placed(lane, unit, stamp)]
+            lane.held = [unit]
+            return damaged
+        if in_packet and stamp - jumped < _MAX_PACKET:
+            lane.held = [*held, unit]
+            return []
+        if lane.last < jumped <= lane.last + MAX_STEP:
+            if lane.offset != self._offset and self._is_nearer(lane, jumped):  # the other one fell in the meantime
+                lane.offset = self._offset
+        elif not self._joins(lane, jumped) and jumped < lane.last:
             self.jumps += 1
             after = lane.last + lane.offset + lane.step
             if self._end - after > _MAX_AHEAD:
                 after = self._end + _RESUME_STEP
             self._offset = lane.offset = after - jumped
-        return [self._placed(lane, held, jumped), self._placed(lane, unit, stamp)]
+        lane.pace = max(stamp - latest, _RESUME_STEP)  # or every unit of a track that has become slow were held
+        return [self._placed(lane, each, _stamp(each)) for each in held] + [self._placed(lane, unit, stamp)]
+
+    def _has_paused(self, lane: _Lane) -> bool:
+        """Whether sound went on to where a held picture is, over no fall. Packets of sound are too far apart to be
+        let out the same way: a damaged one would be before the next comes."""
+        stamp = _stamp(lane.held[0])
+        return lane.offset == self._offset and lane.last < stamp and self._fits(lane, stamp)
+
+    def _undecided(self, lane: _Lane) -> list[AccessUnit]:
+        """What is held, where the next unit has no stamp to tell by. A step forward is believed: a track that stamps
+        only some units would never confirm it, and would be without stamps from there on."""
+        held = _taken(lane)
+        if held and lane.last < _stamp(held[0]) <= lane.last + MAX_STEP:
+            return [self._placed(lane, each, _stamp(each)) for each in held]
+        return [_unstamped(each) for each in held]
+
+    def _fits(self, lane: _Lane, stamp: int, missing: int = 0) -> bool:
+        """Whether a stamp is believed without the next one. missing: units before it that were damaged."""
+        return lane.last - MAX_OVERLAP <= stamp <= lane.last + min(self._reach(lane, missing), MAX_STEP)
+
+    def _reach(self, lane: _Lane, missing: int) -> int:
+        """How far a stamp may be ahead of the lane's latest and do no harm if it is damaged.
+
+        The sound one after it is two steps ahead, and one that is less than an overlap below is no fall of the clock.
+        So it goes by the pace: 0.3 s at 30 fps, 2.3 s at 1 fps, and a steady track of any rate is held once at most.
+        As far as the other track has gone on it was a pause of this one, which is believed: a picture that comes now
+        and then must not wait for the next.
+        """
+        beside = self._beside(lane)
+        passed = 0 if beside is None or lane.beside is None else beside - lane.beside
+        return max(lane.pace * (2 + missing) + MAX_OVERLAP, passed + _RESUME_STEP)
+
+    def _beside(self, lane: _Lane) -> int | None:
+        """Where the output of the other track is."""
+        return next((each.last + each.offset for each in self._lanes.values() if each is not lane), None)
 
     def _joins(self, lane: _Lane, stamp: int) -> bool:
         """Whether the other kind has fallen to where this stamp is, so that this one only follows it."""
@@ -134,9 +187,13 @@ class Timeline:
         return stamp + self._offset < lane.last + lane.offset - MAX_OVERLAP
 
     def _placed(self, lane: _Lane, unit: AccessUnit, stamp: int) -> AccessUnit:
-        if 0 < stamp - lane.last <= MAX_OVERLAP:
-            lane.step = stamp - lane.last
+        distance = stamp - lane.last
+        if 0 < distance <= MAX_OVERLAP:
+            lane.step = distance
+        if 0 < distance <= 2 * lane.pace + MAX_OVERLAP:  # more is a pause or a leap
+            lane.pace = max(distance, lane.pace // 2)
         lane.last = stamp
+        lane.beside = self._beside(lane)
         if lane.offset == self._offset:
             self._source = stamp
         latest = stamp if unit.pts is None else max(stamp, unit.pts)
@@ -159,6 +216,18 @@ def _believed(unit: AccessUnit) -> AccessUnit:
 
 def _follows(last: int, stamp: int) -> bool:
     return last - MAX_OVERLAP <= stamp <= last + MAX_STEP
+
+
+def _stamp(unit: AccessUnit) -> int:
+    """Of a unit that was held for it."""
+    stamp = unit.dts if unit.dts is not None else unit.pts
+    assert stamp is not None
+    return stamp
+
+
+def _taken(lane: _Lane) -> list[AccessUnit]:
+    held, lane.held = lane.held, []
+    return held
 
 
 def _unstamped(unit: AccessUnit) -> AccessUnit:
