@@ -16,6 +16,7 @@ import aiohttp
 from .connection import FAILURES, send
 from .post import Post
 from .wire import (
+    MAX_LAG_SEGMENTS,
     UNREACHABLE,
     Backoff,
     ChannelClosed,
@@ -39,6 +40,8 @@ class PublisherTiming:
     request_s: float = 3.0  # for the short requests: DELETE, GET /next
     retry_first_s: float = 0.25  # after a failure before the first byte
     retry_max_s: float = 2.0
+    delete_first_s: float = 0.1  # after a DELETE that failed
+    delete_max_s: float = 1.0
     unreachable_s: float = 30.0  # of nothing but failures: the channel is over
 
 
@@ -114,6 +117,7 @@ class Publisher:
         self._lock = asyncio.Lock()  # over the allocation of indices
         self._ahead: Post | None = None
         self._open: set[Post] = set()
+        self._deleting: dict[int, asyncio.Task[None]] = {}  # by index: segments whose DELETE is repeated
         clock = asyncio.get_running_loop().time
         self.backoff = Backoff(self.timing.retry_first_s, self.timing.retry_max_s, self.timing.unreachable_s, clock)
 
@@ -137,9 +141,13 @@ class Publisher:
         try:
             await asyncio.gather(*(self.end_post(post) for post in self._open))
         finally:
+            for task in self._deleting.values():
+                task.cancel()
             for post in self._open:
                 await post.cancel()
             self._open.clear()
+            if self._deleting:
+                await asyncio.wait(self._deleting.values())
 
     async def end_post(self, post: Post) -> None:
         if post.untouched:
@@ -224,7 +232,34 @@ class Publisher:
             await asyncio.sleep(wait_s)
 
     async def delete_segment(self, seq: int) -> None:
-        await self._request("DELETE", segment_url(self.url, seq))
+        """Release the readers of a segment that was given up. One try takes the caller's time, the others do not."""
+        done = False
+        try:
+            done = await self._delete(seq)
+        finally:  # a caller that has no more time for it leaves the segment as open as a failure does
+            if not done and seq not in self._deleting and not self._released(seq):
+                task = asyncio.create_task(self._keep_deleting(seq), name=f"trickle DELETE {seq}")
+                self._deleting[seq] = task
+                task.add_done_callback(lambda _: self._deleting.pop(seq))
+
+    async def _keep_deleting(self, seq: int) -> None:
+        """Until the server answers. Its readers would hang until the ring drops the segment: with an event in ten
+        seconds, for longer than a gateway waits for one."""
+        wait_s = self.timing.delete_first_s
+        while True:
+            await asyncio.sleep(wait_s)
+            if self._released(seq) or await self._delete(seq):
+                return
+            wait_s = min(wait_s * 2, self.timing.delete_max_s)
+
+    async def _delete(self, seq: int) -> bool:
+        """Whether the server has heard it: a proxy in front of it that says it is away has not."""
+        answer = await self._request("DELETE", segment_url(self.url, seq))
+        return answer is not None and answer.status < 500
+
+    def _released(self, seq: int) -> bool:
+        """Nobody waits for this segment's end any more: all is over, or a later one takes its place in the ring."""
+        return self.closed_reason is not None or self._ahead is None or self._ahead.seq - seq >= MAX_LAG_SEGMENTS
 
     async def _request(self, method: str, url: str) -> aiohttp.ClientResponse | None:
         """A short request; None when it failed. What became of it shows in the channel's further life."""

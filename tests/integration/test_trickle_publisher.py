@@ -1,22 +1,31 @@
 """The writing end against the broker, over sockets."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import psutil
 import pytest
 
-from gateway_shim.localnet.broker import Broker, BrokerTiming
+from gateway_shim.localnet.broker import BASE_PATH, Broker, BrokerTiming
 from gateway_shim.trickle.connection import open_http
-from gateway_shim.trickle.publisher import Publisher, PublisherTiming
+from gateway_shim.trickle.publisher import OutgoingSegment, Publisher, PublisherTiming
 from gateway_shim.trickle.subscriber import Subscriber
 from gateway_shim.trickle.wire import ChannelClosed, ChannelError
 
-TIMING = PublisherTiming(retry_first_s=0.01, retry_max_s=0.05, unreachable_s=10, close_s=10, write_s=10)
+TIMING = PublisherTiming(
+    retry_first_s=0.01,
+    retry_max_s=0.05,
+    delete_first_s=0.01,
+    delete_max_s=0.05,
+    unreachable_s=10,
+    close_s=10,
+    write_s=10,
+)
 BROKER_TIMING = BrokerTiming(keepalive_s=0.02, presence_s=0.02)
 
 
@@ -36,6 +45,79 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 async def publisher(broker: Broker, http: aiohttp.ClientSession) -> AsyncIterator[Publisher]:
     async with Publisher(http, broker.create("ch"), content_type="video/mp2t", timing=TIMING) as publisher:
         yield publisher
+
+
+class Proxy:
+    """On the way to the broker. It may be out of service, or lose every DELETE."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.loses_deletes = False
+        self.lost = asyncio.Semaphore(0)  # released with each DELETE that is lost
+        self._broker_port = int(broker.origin.rpartition(":")[2])
+        self._port = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        await self.accept()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.refuse()
+        self.cut()
+        if self._serving:
+            await asyncio.wait(self._serving)
+
+    def url(self, channel: str) -> str:
+        return f"http://127.0.0.1:{self._port}{BASE_PATH}/{channel}"
+
+    async def accept(self) -> None:
+        self._server = await asyncio.start_server(self._begin, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    def refuse(self) -> None:
+        """No new connections; those that stand go on."""
+        self._server.close()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer), name="proxy")
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_broker, to_broker = await asyncio.open_connection("127.0.0.1", self._broker_port)
+        self._writers |= {writer, to_broker}
+        await asyncio.gather(self._pump(reader, to_broker), self._pump(from_broker, writer))
+        self._writers -= {writer, to_broker}
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(1 << 16):
+                if self.loses_deletes and data.startswith(b"DELETE "):
+                    self.lost.release()
+                    break
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+
+
+@pytest.fixture
+async def proxy(broker: Broker) -> AsyncIterator[Proxy]:
+    async with Proxy(broker) as proxy:
+        yield proxy
+
+
+async def half_written(broker: Broker, publisher: Publisher) -> OutgoingSegment:
+    """The first segment: four bytes of it are at the broker, and the next one is connected."""
+    segment = await publisher.open_segment()
+    await segment.write(b"half")
+    await broker.channels["ch"].wait_for(lambda channel: channel.counters.bytes_in == 4)
+    await broker.wait_for_writer("ch", 1)
+    return segment
 
 
 async def until_closed(publisher: Publisher) -> str | None:
@@ -319,6 +401,69 @@ async def test_segment_aborted_by_its_writer_is_ended_for_readers(broker: Broker
     assert (held.data, held.closed) == (b"half", True)
     with pytest.raises(ChannelError, match="aborted"):
         await segment.write(b"more")
+
+
+@pytest.mark.parametrize("how", ["cut off", "aborted"])
+async def test_segment_given_up_while_nothing_gets_through_is_ended_once_the_way_is_open(
+    broker: Broker, proxy: Proxy, http: aiohttp.ClientSession, how: str
+) -> None:
+    broker.create("ch")
+    channel = broker.channels["ch"]
+    async with Publisher(http, proxy.url("ch"), content_type="x/y", timing=TIMING) as publisher:
+        segment = await half_written(broker, publisher)
+        async with http.get(f"{broker.url}/ch/0") as reader:
+            proxy.refuse()
+            if how == "cut off":
+                proxy.cut()
+                await asyncio.wait({segment._post.task}, timeout=10)
+            else:
+                await segment.abort()
+            with pytest.raises(ChannelError, match=how):
+                await segment.close()
+            assert channel.counters.deletes == 0
+            await proxy.accept()
+            assert await asyncio.wait_for(reader.read(), 10) == b"half"
+        assert channel.next_write == 1  # nothing that follows has pushed it out
+        assert await publisher.publish(b"next") == 1
+    assert channel.counters.deletes == 1
+
+
+async def test_leaving_does_not_wait_for_a_segment_that_could_not_be_ended(
+    broker: Broker, proxy: Proxy, http: aiohttp.ClientSession
+) -> None:
+    broker.create("ch")
+    timing = replace(TIMING, delete_first_s=60)
+    async with Publisher(http, proxy.url("ch"), content_type="x/y", timing=timing) as publisher:
+        segment = await half_written(broker, publisher)
+        proxy.refuse()
+        await segment.abort()
+        (deleting,) = publisher._deleting.values()
+    assert deleting.cancelled()
+    assert broker.channels["ch"].counters.deletes == 0
+
+
+async def test_segment_that_cannot_be_ended_is_left_alone_once_the_ring_has_no_place_for_it(
+    broker: Broker, proxy: Proxy, http: aiohttp.ClientSession
+) -> None:
+    broker.create("ch")
+    async with Publisher(http, proxy.url("ch"), content_type="x/y", timing=TIMING) as publisher:
+        segment = await half_written(broker, publisher)
+        held = broker.channels["ch"].segment(0)
+        assert held is not None
+        proxy.loses_deletes = True
+        await segment.abort()
+        (deleting,) = publisher._deleting.values()
+        for seq in range(1, 4):
+            assert await publisher.publish(b"x") == seq
+        while not proxy.lost.locked():
+            await proxy.lost.acquire()
+        await asyncio.wait_for(proxy.lost.acquire(), 10)  # one more, with index 4 connected
+        assert not held.closed
+        assert await publisher.publish(b"x") == 4
+        await broker.wait_for_writer("ch", 5)
+        assert held.closed
+        await asyncio.wait_for(deleting, 10)
+        assert not publisher._deleting
 
 
 async def test_finish_does_not_wait_for_the_server(broker: Broker, publisher: Publisher) -> None:
