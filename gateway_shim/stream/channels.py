@@ -71,7 +71,8 @@ class Channels:
         if request.subscribe_url:
             self.input = await stack.enter_async_context(Subscriber(http, request.subscribe_url))
         if request.control_url:
-            control = Subscriber(http, request.control_url, start=control_start)
+            # The last update holds, and none may come after it for hours: it is not to be skipped.
+            control = Subscriber(http, request.control_url, start=control_start, oldest_first=True)
             self.control = await stack.enter_async_context(control)
 
     async def _delete_abandoned(self, output: Publisher) -> None:

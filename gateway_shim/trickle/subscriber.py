@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 MAX_BARREN = MAX_LAG_SEGMENTS + 1
 
 
+_NO_NEWS = Answer(status=0, seq=None, latest=None, closed=False)
+
+
 @dataclass(frozen=True, slots=True)
 class SubscriberTiming:
     """Waits of the reading end, in seconds."""
@@ -67,6 +70,14 @@ class SubscriberCounters:
 
 class _Abandoned(Exception):
     """The segment has a successor and nothing comes."""
+
+
+class _SetBack(Exception):
+    """A publisher began again far before the segment: ``latest`` is written next."""
+
+    def __init__(self, latest: int) -> None:
+        super().__init__(latest)
+        self.latest = latest
 
 
 @dataclass(slots=True)
@@ -214,9 +225,14 @@ class Subscriber:
         url: str,
         *,
         start: int = SEQ_CURRENT,
+        oldest_first: bool = False,
         timing: SubscriberTiming | None = None,
     ) -> None:
-        """``url``: of the channel. ``start``: the first segment, or SEQ_CURRENT, or SEQ_NEXT."""
+        """``url``: of the channel. ``start``: the first segment, or SEQ_CURRENT, or SEQ_NEXT.
+
+        ``oldest_first``: a reader that fell behind goes on at the oldest segment that the server may still have, not
+        at the live edge. For a channel whose last segment counts, however late it is read.
+        """
         segment_url(url, start)  # refuses an index that the server would answer by dropping the connection
         self.url = url
         self.timing = timing or SubscriberTiming()
@@ -227,6 +243,7 @@ class Subscriber:
         self._current: Segment | None = None
         self._barren = 0  # segments in a row that ended without a byte
         self._start = start
+        self._reach = MAX_LAG_SEGMENTS if oldest_first else 0  # how far before the write head to go on after a 470
         self._clock = asyncio.get_running_loop().time
 
     @property
@@ -299,6 +316,7 @@ class Subscriber:
         behind_since: float | None = None
         backoff = self._backoff()
         barren = self._barren
+        reach = self._reach
         while True:
             if barren > MAX_BARREN:
                 await asyncio.sleep(self.timing.reposition_s)
@@ -311,9 +329,12 @@ class Subscriber:
                 if seq >= 0:
                     seq += 1
                 continue
+            except _SetBack as back:
+                seq = self._back_to(back.latest)
+                continue
             answer = read_answer(response.status, response.headers)
             if answer.status == 200:
-                behind_since = None
+                behind_since, reach = None, self._reach
                 # A server that does not resolve -1 and -2 for us is none we know: begin at its write head.
                 at = max(seq, 0) if answer.seq is None else answer.seq
                 if response.content_length != 0:
@@ -328,19 +349,26 @@ class Subscriber:
             latest = seq if answer.latest is None else answer.latest
             if latest > seq:
                 barren += 1
-                seq = latest
+                # Each time nearer to the head: the oldest segment of a channel that is written faster than we ask is
+                # gone whenever we come for it.
+                seq = max(seq + 1, latest - reach, 0)
+                reach = max(reach - 1, 0)
                 continue
             behind_since = self._clock() if behind_since is None else behind_since
             if latest < seq and self._clock() - behind_since >= self.timing.behind_s:
-                logger.info("%s: the write head went back to segment %d", self.url, latest)
-                seq, behind_since = latest, None
+                seq, behind_since = self._back_to(latest), None
             await asyncio.sleep(self.timing.reposition_s)
+
+    def _back_to(self, latest: int) -> int:
+        """The segment to go on with, when a publisher began again."""
+        logger.info("%s: the write head went back to segment %d", self.url, latest)
+        return max(latest - self._reach, 0)
 
     async def _reopen(self, seq: int) -> aiohttp.ClientResponse | None:
         """The same segment once more, or None when it cannot be had any more."""
         try:
             response = await self._get(seq, self._backoff())
-        except (_Abandoned, ChannelClosed):
+        except (_Abandoned, _SetBack, ChannelClosed):
             return None
         answer = read_answer(response.status, response.headers)
         if answer.status == 200 and answer.seq in (None, seq) and response.content_length != 0:
@@ -349,7 +377,7 @@ class Subscriber:
         return None
 
     async def _get(self, seq: int, backoff: Backoff) -> aiohttp.ClientResponse:
-        """A response that is 200 or 470. Raises ChannelClosed, and _Abandoned for a segment to be skipped."""
+        """A response that is 200 or 470. Raises ChannelClosed; _Abandoned and _SetBack: go on at another segment."""
         while True:
             failure: object
             began_at = self._clock()
@@ -390,6 +418,7 @@ class Subscriber:
         patience_s = self.timing.silence_s
         # The current segment of a channel that has none is the first one to come; that of -1 only the server knows.
         waited_for = 0 if seq == SEQ_CURRENT else seq
+        behind_since: float | None = None
         taken = False
         try:
             while True:
@@ -398,14 +427,28 @@ class Subscriber:
                     if self._current is not None and self._current._is_arriving():
                         continue  # its successor is not due
                     patience_s = min(patience_s * 2, self.timing.silence_max_s)
-                    head = await self._next()
-                    skip = waited_for >= 0 and head.latest is not None and head.latest > waited_for + 1
-                    if not skip and head.over is None:
+                    head = await self._next_beside(get)
+                    leave: Exception
+                    if head.over is not None:
+                        leave = ChannelClosed(head.over)
+                    elif head.latest is None:
                         continue
+                    elif 0 <= waited_for < head.latest - 1:
+                        leave = _Abandoned()
+                    elif head.latest > waited_for - MAX_LAG_SEGMENTS:
+                        # At ours, or set back within the window: what lies between the server still has. It discards
+                        # what is posted there, and takes ours first. To go back would be to read old segments again.
+                        behind_since = None
+                        continue
+                    else:
+                        behind_since = self._clock() if behind_since is None else behind_since
+                        if self._clock() - behind_since < self.timing.behind_s:
+                            continue
+                        leave = _SetBack(head.latest)
                     # The answers come over two connections: that to the GET may be on its way still.
                     await asyncio.wait({get}, timeout=self.timing.reposition_s)
                     if not get.done():
-                        raise _Abandoned if head.over is None else ChannelClosed(head.over)
+                        raise leave
                 if get.done():
                     taken = True
                     return get.result()
@@ -414,6 +457,16 @@ class Subscriber:
             if not taken:
                 await _discard(get)
 
+    async def _next_beside(self, get: asyncio.Task[aiohttp.ClientResponse]) -> Answer:
+        """The write head; no news once ``get`` is done, which a slow answer here must not hold up."""
+        asking = asyncio.create_task(self._next(), name="trickle GET next")
+        try:
+            await asyncio.wait({get, asking}, return_when=asyncio.FIRST_COMPLETED)
+            return _NO_NEWS if get.done() else asking.result()
+        finally:
+            asking.cancel()
+            await asyncio.wait({asking})
+
     async def _next(self) -> Answer:
         """Ask for the write head. A failure answers nothing: the long poll meets it itself."""
         try:
@@ -421,7 +474,7 @@ class Subscriber:
                 response = await send(self._http, "GET", next_url(self.url))
                 response.release()
         except FAILURES:
-            return Answer(status=0, seq=None, latest=None, closed=False)
+            return _NO_NEWS
         return read_answer(response.status, response.headers)
 
 

@@ -191,6 +191,19 @@ async def test_any_json_on_control_is_answered_and_the_next_update_counts(
     assert received.numbers, "the stream went on"
 
 
+async def test_last_of_many_updates_counts_though_the_reader_was_held_up(tmp_path: Path) -> None:
+    """More than the broker keeps, and nothing comes after them."""
+    async with network(tmp_path) as net:
+        held_up = net.broker.faults.stall("GET", "cam-control", 0)
+        stream = await net.start()
+        await held_up.taken.wait()
+        for framerate in range(21, 30):
+            await stream.control({"max_framerate": framerate})
+        held_up.release()
+        async with asyncio.timeout(30):
+            await stream.event("params_updated", params={"max_framerate": 29})
+
+
 # ---- engine
 
 

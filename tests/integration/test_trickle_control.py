@@ -12,6 +12,7 @@ from gateway_shim.trickle.connection import open_http
 from gateway_shim.trickle.control import _Complaints, control_messages
 from gateway_shim.trickle.publisher import Publisher
 from gateway_shim.trickle.subscriber import Subscriber, SubscriberTiming
+from tests.integration.test_trickle_barren import Stub, answer
 
 
 @pytest.fixture
@@ -92,6 +93,21 @@ async def test_message_cut_off_is_no_message(broker: Broker, http: aiohttp.Clien
         async with http.post(f"{url}/1", data=b"2"):
             pass
         assert await reading == 2
+
+
+async def test_head_that_runs_away_from_the_oldest_segment_is_caught_up_with(http: aiohttp.ClientSession) -> None:
+    """Of a channel that is written faster than we ask, all but the live edge is gone whenever we come for it."""
+    asked: list[int] = []
+    lead = 20  # segments that are written between two requests
+
+    def respond(seq: int) -> bytes:
+        at_head = bool(asked) and seq == asked[-1] + lead
+        asked.append(seq)
+        return answer(200, b"1", seq=seq) if at_head else answer(470, latest=seq + lead)
+
+    async with Stub(respond) as stub, Subscriber(http, stub.url, start=0, oldest_first=True) as subscriber:
+        assert await asyncio.wait_for(anext(control_messages(subscriber)), 20) == 1
+        assert asked[:7] == [0, 15, 31, 48, 66, 85, 105]
 
 
 def test_complaints_are_counted_and_made_once_a_second(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from gateway_shim.localnet.broker import Broker, BrokerTiming
 from gateway_shim.trickle.connection import open_http
@@ -39,6 +40,29 @@ async def broker() -> AsyncIterator[Broker]:
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with open_http() as http:
         yield http
+
+
+class AskedBroker(Broker):
+    """Tells of each question for the write head, and answers none before ``may_answer`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(timing=BrokerTiming(presence_s=0.02))
+        self.asked = asyncio.Semaphore(0)
+        self.may_answer = asyncio.Event()
+
+    async def _on_segment(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["seq"] != "next":
+            return await super()._on_segment(request)
+        self.asked.release()
+        await self.may_answer.wait()
+        return await super()._on_segment(request)
+
+
+@pytest.fixture
+async def asked_broker() -> AsyncIterator[AskedBroker]:
+    async with AskedBroker() as broker:
+        yield broker
+        broker.may_answer.set()
 
 
 @pytest.fixture
@@ -142,6 +166,40 @@ async def test_reader_that_lags_goes_on_at_the_live_edge(
     assert await reading == (12, b"segment 12", True, True)
     assert subscriber.counters.outside_window == 1
     assert subscriber.counters.gaps == 1
+
+
+async def test_reader_that_lags_goes_on_at_the_oldest_segment_where_all_count(
+    broker: Broker, http: aiohttp.ClientSession
+) -> None:
+    url = broker.create("ch")
+    await post(http, url, 0)
+    async with Subscriber(http, url, oldest_first=True, timing=TIMING) as subscriber, asyncio.timeout(20):
+        first = await anext(subscriber)
+        await broker.wait_for_reader("ch", 1)
+        for seq in range(1, 12):
+            await post(http, url, seq)
+        assert await first.read(100) == b"segment 0"
+        assert await read_next(subscriber) == (1, b"segment 1", True, False)
+        assert await read_next(subscriber) == (7, b"segment 7", True, True)
+        for seq in range(8, 12):
+            assert await read_next(subscriber) == (seq, b"segment %d" % seq, True, False)
+        assert subscriber.counters.outside_window == 1
+
+
+async def test_oldest_segment_whose_place_is_taken_already_is_passed_over(
+    broker: Broker, http: aiohttp.ClientSession
+) -> None:
+    url = broker.create("ch")
+    for seq in range(12):
+        await post(http, url, seq)
+    async with Subscriber(http, url, start=2, oldest_first=True, timing=TIMING) as subscriber, asyncio.timeout(20):
+        waiting = asyncio.create_task(http.get(f"{url}/12"))  # takes the place of 7, as a publisher's next POST does
+        await broker.wait_for_reader("ch", 12)
+        for seq in range(8, 12):
+            assert (await read_next(subscriber))[:2] == (seq, b"segment %d" % seq)
+        assert subscriber.counters.outside_window == 2
+        waiting.cancel()
+        await asyncio.wait({waiting})
 
 
 async def test_empty_and_deleted_segments_are_passed_over(
@@ -329,20 +387,95 @@ async def test_first_segment_that_is_never_written_is_skipped(
     assert (await reading)[:2] == (1, b"segment 1")
 
 
-async def test_publisher_that_starts_over_at_zero_is_followed(
-    broker: Broker, http: aiohttp.ClientSession, subscriber: Subscriber
-) -> None:
-    url = subscriber.url
+async def test_publisher_that_starts_over_at_zero_is_followed(broker: Broker, http: aiohttp.ClientSession) -> None:
+    url = broker.create("ch")
     for seq in range(8):
         await post(http, url, seq)
-    assert (await read_next(subscriber))[0] == 7
-    reading = asyncio.create_task(read_next(subscriber))
-    await broker.wait_for_reader("ch", 8)
-    for seq in range(5):  # index 3 takes the place of index 8, which was waited for; index 4 is discarded
+    # Patient: it is not told by the write head before the place is taken.
+    async with Subscriber(http, url, timing=replace(TIMING, silence_s=60)) as subscriber:
+        assert (await read_next(subscriber))[0] == 7
+        reading = asyncio.create_task(read_next(subscriber))
+        await broker.wait_for_reader("ch", 8)
+        for seq in range(5):  # index 3 takes the place of index 8, which was waited for; index 4 is discarded
+            await post(http, url, seq)
+        await broker.wait_for_reader("ch", 5)
+        await post(http, url, 5)
+        assert await reading == (5, b"segment 5", True, True)
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+async def test_publisher_that_starts_over_is_followed_before_it_takes_the_place_that_is_waited_for(
+    broker: Broker, http: aiohttp.ClientSession, oldest_first: bool
+) -> None:
+    url = broker.create("ch")
+    for seq in range(9):
         await post(http, url, seq)
-    await broker.wait_for_reader("ch", 5)
-    await post(http, url, 5)
-    assert await reading == (5, b"segment 5", True, True)
+    async with Subscriber(http, url, oldest_first=oldest_first, timing=TIMING) as subscriber, asyncio.timeout(20):
+        assert (await read_next(subscriber))[0] == 8
+        reading = asyncio.create_task(read_next(subscriber))
+        await broker.wait_for_reader("ch", 9)
+        await post(http, url, 0, b"anew 0")  # index 4 would take the place of index 9
+        if oldest_first:
+            assert await reading == (0, b"anew 0", True, True)
+            reading = asyncio.create_task(read_next(subscriber))
+        await broker.wait_for_reader("ch", 1)
+        await post(http, url, 1, b"anew 1")
+        assert await reading == (1, b"anew 1", True, not oldest_first)
+        assert subscriber.counters.outside_window == subscriber.counters.abandoned == 0
+
+
+@pytest.mark.parametrize("written", [0, 1, 9])
+async def test_channel_on_which_nothing_happens_is_waited_for_where_it_is(
+    asked_broker: AskedBroker, http: aiohttp.ClientSession, written: int
+) -> None:
+    url = asked_broker.create("ch")
+    asked_broker.may_answer.set()
+    for seq in range(written):
+        await post(http, url, seq)
+    async with Subscriber(http, url, timing=replace(TIMING, behind_s=0)) as subscriber, asyncio.timeout(20):
+        if written:
+            assert (await read_next(subscriber))[0] == written - 1
+        reading = asyncio.create_task(read_next(subscriber))
+        for _ in range(4):
+            await asked_broker.asked.acquire()
+        assert asked_broker.channels["ch"].counters.gets == (2 if written else 1)
+        await post(http, url, written)
+        assert await reading == (written, b"segment %d" % written, True, False)
+        assert subscriber.counters.outside_window == subscriber.counters.abandoned == 0
+
+
+async def test_write_head_set_back_within_the_window_shows_nothing_twice(
+    asked_broker: AskedBroker, http: aiohttp.ClientSession
+) -> None:
+    """The server discards what is posted to a segment that it has: the next one that it takes is waited for."""
+    url = asked_broker.create("ch")
+    asked_broker.may_answer.set()
+    for seq in range(3):
+        await post(http, url, seq)
+    async with Subscriber(http, url, timing=replace(TIMING, behind_s=0)) as subscriber, asyncio.timeout(20):
+        assert (await read_next(subscriber))[0] == 2
+        reading = asyncio.create_task(read_next(subscriber))
+        await asked_broker.wait_for_reader("ch", 3)
+        await post(http, url, 0, b"anew 0")
+        assert asked_broker.channels["ch"].next_write == 1
+        for _ in range(4):
+            await asked_broker.asked.acquire()
+        for seq in range(1, 4):
+            await post(http, url, seq, b"anew %d" % seq)
+        assert await reading == (3, b"anew 3", True, False)
+
+
+async def test_answer_is_not_held_up_by_the_question_for_the_write_head(
+    asked_broker: AskedBroker, http: aiohttp.ClientSession
+) -> None:
+    url = asked_broker.create("ch")
+    async with Subscriber(http, url, timing=replace(TIMING, silence_max_s=60)) as subscriber:
+        reading = asyncio.create_task(read_next(subscriber))
+        await asked_broker.asked.acquire()
+        await post(http, url, 0)
+        assert await asyncio.wait_for(reading, 20) == (0, b"segment 0", True, False)
+        await asked_broker.asked.acquire()  # that of the segment after it
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "trickle GET next"]
 
 
 async def test_server_that_is_gone_ends_the_channel_after_a_while(http: aiohttp.ClientSession) -> None:
