@@ -7,7 +7,7 @@ output still increases: a falling stamp breaks the gateway's ffmpeg for good. Pi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from .clock import TICKS_PER_S
 from .pes import AccessUnit
@@ -21,9 +21,6 @@ MAX_STEP = 10 * TICKS_PER_S
 # A picture is shown so long after it is decoded at most: what H.264 reorders, 16 pictures, at 3 fps. More is a
 # damaged stamp beside a sound one, which would make every picture late until the clock has come there.
 MAX_LEAD = 5 * TICKS_PER_S
-# A packet of sound has one stamp for all its frames: they are damaged together, and do not confirm each other. FFmpeg
-# puts up to 0.35 s into one.
-_MAX_PACKET = TICKS_PER_S // 2
 # Distance between the last unit before a fall and the first after it, where the track has shown none: 30 fps.
 _RESUME_STEP = 3_000
 # The track that falls first goes on in its own step, and the other one with it, to the sample. Where the other one
@@ -40,7 +37,7 @@ class _Lane:
     step: int = _RESUME_STEP  # latest distance between two units
     pace: int = _RESUME_STEP  # the same at any frame rate; it halves at most from one unit to the next
     beside: int | None = None  # where the other track's output was at this one's latest unit
-    held: list[AccessUnit] = field(default_factory=list)  # they jump, which the next unit has to confirm
+    held: AccessUnit | None = None  # its stamp is a jump that the next unit has to confirm
 
 
 class Timeline:
@@ -53,7 +50,6 @@ class Timeline:
         self._offset = 0  # of the latest fall
         self._source = 0  # latest source stamp under that offset
         self._end = 0  # latest output stamp
-        self._kind: str | None = None  # of the latest unit
         self._floor: int | None = None  # what the first stamp must not be below, when a stream is taken up again
 
     @property
@@ -73,16 +69,20 @@ class Timeline:
         """
         placed = self._place(unit)
         pictures = self._lanes.get("video")
-        if pictures is not None and pictures.held and placed and self._has_paused(pictures):
-            placed += [self._placed(pictures, each, _stamp(each)) for each in _taken(pictures)]
+        if (
+            placed
+            and pictures is not None
+            and pictures.held is not None
+            and self._has_paused(pictures, pictures.held)
+        ):
+            held, pictures.held = pictures.held, None
+            placed.append(self._placed(pictures, held, _stamp(held)))
         return placed
 
     def _place(self, unit: AccessUnit) -> list[AccessUnit]:
         unit = _believed(unit)
         stamp = unit.dts if unit.dts is not None else unit.pts
         kind = unit.track.kind
-        # Units of one packet come one behind the other. A picture has a packet of its own.
-        in_packet, self._kind = kind == self._kind and kind == "audio", kind
         lane = self._lanes.get(kind)
         if stamp is None:
             return [unit] if lane is None else [*self._undecided(lane), unit]
@@ -93,35 +93,33 @@ class Timeline:
                 self._offset = self._end + _RESUME_STEP - stamp
             lane = self._lanes[kind] = _Lane(stamp, self._offset)
             return [self._placed(lane, unit, stamp)]
-        if lane.held:
-            return self._decide(lane, unit, stamp, in_packet)
+        if lane.held is not None:
+            return self._decide(lane, lane.held, unit, stamp)
         if lane.offset != self._offset and self._is_nearer(lane, stamp):
             # It was silent when the clock fell, and its stamps of before and of after look alike.
             lane.offset = self._offset
             return [self._placed(lane, unit, stamp)]
         if self._fits(lane, stamp):
             return [self._placed(lane, unit, stamp)]
-        lane.held = [unit]
+        lane.held = unit
         return []
 
     def flush(self) -> list[AccessUnit]:
         """What is still held, without stamps: nothing will confirm them."""
-        return [_unstamped(unit) for lane in self._lanes.values() for unit in _taken(lane)]
+        units = [_unstamped(lane.held) for lane in self._lanes.values() if lane.held is not None]
+        for lane in self._lanes.values():
+            lane.held = None
+        return units
 
-    def _decide(self, lane: _Lane, unit: AccessUnit, stamp: int, in_packet: bool) -> list[AccessUnit]:
-        """What is held and the unit after it, by whether that goes on from the held ones or from before them."""
-        held = _taken(lane)
-        jumped, latest = _stamp(held[0]), _stamp(held[-1])
-        goes_back = stamp < latest or jumped < lane.last
-        if (goes_back and _follows(lane.last, stamp)) or not _follows(latest, stamp):
-            damaged = [_unstamped(each) for each in held]
-            if self._fits(lane, stamp, len(held)):
-                return [*damaged, self._placed(lane, unit, stamp)]
-            lane.held = [unit]
-            return damaged
-        if in_packet and stamp - jumped < _MAX_PACKET:
-            lane.held = [*held, unit]
-            return []
+    def _decide(self, lane: _Lane, held: AccessUnit, unit: AccessUnit, stamp: int) -> list[AccessUnit]:
+        """What is held and the unit after it, by whether that goes on from the held one or from before it."""
+        jumped, lane.held = _stamp(held), None
+        goes_back = stamp < jumped or jumped < lane.last
+        if (goes_back and _follows(lane.last, stamp)) or not _follows(jumped, stamp):
+            if self._fits(lane, stamp, missing=1):
+                return [_unstamped(held), self._placed(lane, unit, stamp)]
+            lane.held = unit
+            return [_unstamped(held)]
         if lane.last < jumped <= lane.last + MAX_STEP:
             if lane.offset != self._offset and self._is_nearer(lane, jumped):  # the other one fell in the meantime
                 lane.offset = self._offset
@@ -131,22 +129,23 @@ class Timeline:
             if self._end - after > _MAX_AHEAD:
                 after = self._end + _RESUME_STEP
             self._offset = lane.offset = after - jumped
-        lane.pace = max(stamp - latest, _RESUME_STEP)  # or every unit of a track that has become slow were held
-        return [self._placed(lane, each, _stamp(each)) for each in held] + [self._placed(lane, unit, stamp)]
+        lane.pace = max(stamp - jumped, _RESUME_STEP)  # or every unit of a track that has become slow were held
+        return [self._placed(lane, held, jumped), self._placed(lane, unit, stamp)]
 
-    def _has_paused(self, lane: _Lane) -> bool:
-        """Whether sound went on to where a held picture is, over no fall. Packets of sound are too far apart to be
-        let out the same way: a damaged one would be before the next comes."""
-        stamp = _stamp(lane.held[0])
+    def _has_paused(self, lane: _Lane, held: AccessUnit) -> bool:
+        """Whether sound went on to where a held picture is, over no fall."""
+        stamp = _stamp(held)
         return lane.offset == self._offset and lane.last < stamp and self._fits(lane, stamp)
 
     def _undecided(self, lane: _Lane) -> list[AccessUnit]:
         """What is held, where the next unit has no stamp to tell by. A step forward is believed: a track that stamps
         only some units would never confirm it, and would be without stamps from there on."""
-        held = _taken(lane)
-        if held and lane.last < _stamp(held[0]) <= lane.last + MAX_STEP:
-            return [self._placed(lane, each, _stamp(each)) for each in held]
-        return [_unstamped(each) for each in held]
+        held, lane.held = lane.held, None
+        if held is None:
+            return []
+        if lane.last < (stamp := _stamp(held)) <= lane.last + MAX_STEP:
+            return [self._placed(lane, held, stamp)]
+        return [_unstamped(held)]
 
     def _fits(self, lane: _Lane, stamp: int, missing: int = 0) -> bool:
         """Whether a stamp is believed without the next one. missing: units before it that were damaged."""
@@ -223,11 +222,6 @@ def _stamp(unit: AccessUnit) -> int:
     stamp = unit.dts if unit.dts is not None else unit.pts
     assert stamp is not None
     return stamp
-
-
-def _taken(lane: _Lane) -> list[AccessUnit]:
-    held, lane.held = lane.held, []
-    return held
 
 
 def _unstamped(unit: AccessUnit) -> AccessUnit:
