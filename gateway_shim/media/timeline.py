@@ -15,8 +15,8 @@ from .pes import AccessUnit
 # Less than this backwards is overlap, and whoever is late is dropped. Decode stamps of one track never fall, so it
 # covers what muxers round and repair; a clock that begins again sooner than that costs its frames until then.
 MAX_OVERLAP = TICKS_PER_S // 4
-# What counts as near. A longer step forward is never believed before the next unit of the track says the same, a
-# shorter one where it fits: see `Timeline._reach`.
+# A longer step forward than this is believed only when the next unit of the track says the same: a single damaged
+# stamp must not move everything after it.
 MAX_STEP = 10 * TICKS_PER_S
 # A picture is shown so long after it is decoded at most: what H.264 reorders, 16 pictures, at 3 fps. More is a
 # damaged stamp beside a sound one, which would make every picture late until the clock has come there.
@@ -35,14 +35,11 @@ class _Lane:
     last: int
     offset: int
     step: int = _RESUME_STEP  # latest distance between two units
-    pace: int = _RESUME_STEP  # the same at any frame rate; it halves at most from one unit to the next
-    beside: int | None = None  # where the other track's output was at this one's latest unit
     held: AccessUnit | None = None  # its stamp is a jump that the next unit has to confirm
 
 
 class Timeline:
-    """Places units on the output's time line. A unit that jumps is held until the next one of its kind, or until the
-    sound has come there."""
+    """Places units on the output's time line. A unit that jumps is held until the next one of its kind."""
 
     def __init__(self) -> None:
         self.jumps = 0  # falls of the source's clock
@@ -63,29 +60,19 @@ class Timeline:
         self._floor = source - max(overlap, MAX_OVERLAP)
 
     def place(self, unit: AccessUnit) -> list[AccessUnit]:
-        """The unit with output stamps and those that were held for it; nothing where it is held itself.
+        """The unit with output stamps, after the one that was held for it; nothing where it is held itself.
 
         A unit whose pts cannot belong to its dts loses it: the decoder gives it its place among the others.
         """
-        placed = self._place(unit)
-        pictures = self._lanes.get("video")
-        if (
-            placed
-            and pictures is not None
-            and pictures.held is not None
-            and self._has_paused(pictures, pictures.held)
-        ):
-            held, pictures.held = pictures.held, None
-            placed.append(self._placed(pictures, held, _stamp(held)))
-        return placed
-
-    def _place(self, unit: AccessUnit) -> list[AccessUnit]:
         unit = _believed(unit)
         stamp = unit.dts if unit.dts is not None else unit.pts
         kind = unit.track.kind
         lane = self._lanes.get(kind)
         if stamp is None:
-            return [unit] if lane is None else [*self._undecided(lane), unit]
+            if lane is None or lane.held is None:
+                return [unit]
+            held, lane.held = lane.held, None
+            return [_unstamped(held), unit]
         if lane is None:
             floor, self._floor = self._floor, None
             if floor is not None and stamp < floor:  # the source was restarted while nobody listened
@@ -99,7 +86,7 @@ class Timeline:
             # It was silent when the clock fell, and its stamps of before and of after look alike.
             lane.offset = self._offset
             return [self._placed(lane, unit, stamp)]
-        if self._fits(lane, stamp):
+        if _follows(lane.last, stamp):
             return [self._placed(lane, unit, stamp)]
         lane.held = unit
         return []
@@ -112,60 +99,21 @@ class Timeline:
         return units
 
     def _decide(self, lane: _Lane, held: AccessUnit, unit: AccessUnit, stamp: int) -> list[AccessUnit]:
-        """What is held and the unit after it, by whether that goes on from the held one or from before it."""
-        jumped, lane.held = _stamp(held), None
-        goes_back = stamp < jumped or jumped < lane.last
-        if (goes_back and _follows(lane.last, stamp)) or not _follows(jumped, stamp):
-            if self._fits(lane, stamp, missing=1):
-                return [_unstamped(held), self._placed(lane, unit, stamp)]
+        jumped = held.dts if held.dts is not None else held.pts
+        assert jumped is not None
+        lane.held = None
+        if _follows(lane.last, stamp):
+            return [_unstamped(held), self._placed(lane, unit, stamp)]
+        if not _follows(jumped, stamp):
             lane.held = unit
             return [_unstamped(held)]
-        if lane.last < jumped <= lane.last + MAX_STEP:
-            if lane.offset != self._offset and self._is_nearer(lane, jumped):  # the other one fell in the meantime
-                lane.offset = self._offset
-        elif not self._joins(lane, jumped) and jumped < lane.last:
+        if not self._joins(lane, jumped) and jumped < lane.last:
             self.jumps += 1
             after = lane.last + lane.offset + lane.step
             if self._end - after > _MAX_AHEAD:
                 after = self._end + _RESUME_STEP
             self._offset = lane.offset = after - jumped
-        lane.pace = max(stamp - jumped, _RESUME_STEP)  # or every unit of a track that has become slow were held
         return [self._placed(lane, held, jumped), self._placed(lane, unit, stamp)]
-
-    def _has_paused(self, lane: _Lane, held: AccessUnit) -> bool:
-        """Whether sound went on to where a held picture is, over no fall."""
-        stamp = _stamp(held)
-        return lane.offset == self._offset and lane.last < stamp and self._fits(lane, stamp)
-
-    def _undecided(self, lane: _Lane) -> list[AccessUnit]:
-        """What is held, where the next unit has no stamp to tell by. A step forward is believed: a track that stamps
-        only some units would never confirm it, and would be without stamps from there on."""
-        held, lane.held = lane.held, None
-        if held is None:
-            return []
-        if lane.last < (stamp := _stamp(held)) <= lane.last + MAX_STEP:
-            return [self._placed(lane, held, stamp)]
-        return [_unstamped(held)]
-
-    def _fits(self, lane: _Lane, stamp: int, missing: int = 0) -> bool:
-        """Whether a stamp is believed without the next one. missing: units before it that were damaged."""
-        return lane.last - MAX_OVERLAP <= stamp <= lane.last + min(self._reach(lane, missing), MAX_STEP)
-
-    def _reach(self, lane: _Lane, missing: int) -> int:
-        """How far a stamp may be ahead of the lane's latest and do no harm if it is damaged.
-
-        The sound one after it is two steps ahead, and one that is less than an overlap below is no fall of the clock.
-        So it goes by the pace: 0.3 s at 30 fps, 2.3 s at 1 fps, and a steady track of any rate is held once at most.
-        As far as the other track has gone on it was a pause of this one, which is believed: a picture that comes now
-        and then must not wait for the next.
-        """
-        beside = self._beside(lane)
-        passed = 0 if beside is None or lane.beside is None else beside - lane.beside
-        return max(lane.pace * (2 + missing) + MAX_OVERLAP, passed + _RESUME_STEP)
-
-    def _beside(self, lane: _Lane) -> int | None:
-        """Where the output of the other track is."""
-        return next((each.last + each.offset for each in self._lanes.values() if each is not lane), None)
 
     def _joins(self, lane: _Lane, stamp: int) -> bool:
         """Whether the other kind has fallen to where this stamp is, so that this one only follows it."""
@@ -186,13 +134,9 @@ class Timeline:
         return stamp + self._offset < lane.last + lane.offset - MAX_OVERLAP
 
     def _placed(self, lane: _Lane, unit: AccessUnit, stamp: int) -> AccessUnit:
-        distance = stamp - lane.last
-        if 0 < distance <= MAX_OVERLAP:
-            lane.step = distance
-        if 0 < distance <= 2 * lane.pace + MAX_OVERLAP:  # more is a pause or a leap
-            lane.pace = max(distance, lane.pace // 2)
+        if 0 < stamp - lane.last <= MAX_OVERLAP:
+            lane.step = stamp - lane.last
         lane.last = stamp
-        lane.beside = self._beside(lane)
         if lane.offset == self._offset:
             self._source = stamp
         latest = stamp if unit.pts is None else max(stamp, unit.pts)
@@ -215,13 +159,6 @@ def _believed(unit: AccessUnit) -> AccessUnit:
 
 def _follows(last: int, stamp: int) -> bool:
     return last - MAX_OVERLAP <= stamp <= last + MAX_STEP
-
-
-def _stamp(unit: AccessUnit) -> int:
-    """Of a unit that was held for it."""
-    stamp = unit.dts if unit.dts is not None else unit.pts
-    assert stamp is not None
-    return stamp
 
 
 def _unstamped(unit: AccessUnit) -> AccessUnit:

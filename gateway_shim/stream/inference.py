@@ -200,6 +200,7 @@ class Inference:
     async def _died_of_it(self, engine: EngineClient, pid: int) -> bool:
         """Whether the stream's own workflow seems to kill the engine (process ``pid``); then what helps is done."""
         if self.parameters.replaced.is_set():  # it died of one that is not wanted any more
+            self._vain_deaths.died(pid)  # or the same process, asked once more, would count against the new one
             self._vain_deaths.forgive()
             return True
         self._vain_deaths.died(pid)
