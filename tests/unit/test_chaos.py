@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tests.chaos import account as reckoning
 from tests.chaos import figures, plan, tone
 from tests.chaos.processes import Memory
 from tests.chaos.source import Account, Sent
@@ -126,3 +128,21 @@ def test_slope_of_memory_is_a_leak_s_and_not_a_step_s() -> None:
     assert slope(lambda second: 50_000 + 10 * second) == 600, "a leak"
     assert slope(lambda second: 50_000 + 1000 * (second // 60)) == pytest.approx(1000, rel=0.1), "a leak in steps"
     assert Memory({1: [(0.0, 1), (5.0, 1)]}).slope_kb_per_min({1}) is None, "too short to say"
+
+
+@pytest.mark.parametrize(
+    ("kills", "wrong"),
+    [
+        ([(0.0, 10.0, 9.0), (12.0, 9.0, 8.0)], 0),
+        ([(0.0, 11.5, 9.0), (12.0, 9.0, 8.0)], 1),
+        ([(0.0, 19.0, 9.0), (9.5, 9.5, 9.0)], 0),  # taken away again before it was due
+        ([(0.0, 10.0, 9.0), (9.5, 12.5, 9.0)], 1),
+        ([(0.0, None, 9.0)], 1),
+    ],
+)
+def test_picture_is_back_within_the_engines_boot_time_and_two_seconds(
+    monkeypatch: pytest.MonkeyPatch, kills: list[tuple[float, float | None, float]], wrong: int
+) -> None:
+    monkeypatch.setattr(reckoning, "back_after", lambda _: kills)
+    found = SimpleNamespace(plan=SimpleNamespace(only_kills=True, graph="invert", seconds=120), hang_repaired_s=[])
+    assert len(reckoning._of_processes(found, {})) == wrong  # type: ignore[arg-type]
