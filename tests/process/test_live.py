@@ -148,7 +148,9 @@ async def test_real_time_without_a_frame_lost(tmp_path: Path, width: int, height
             seen = probe.numbers(played.path)
             numbers = [seen.by_pts[pts] for pts in sorted(seen.by_pts)]
             assert played.arrivals.pts == sorted(played.published.video), "output pts are input pts, in order"
-            if name == "demo":  # at 720p it takes all that two cores have: what is late, the picture before it stands for
+            if (
+                name == "demo"
+            ):  # which at 720p takes all that two cores have: the picture before stands for a late one
                 stale = sum(number != at for at, number in enumerate(numbers))
                 assert stale <= played.frames["repeated"], played.frames
                 assert played.frames["processed"] >= 200, played.frames
