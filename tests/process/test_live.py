@@ -148,15 +148,15 @@ async def test_real_time_without_a_frame_lost(tmp_path: Path, width: int, height
             seen = probe.numbers(played.path)
             numbers = [seen.by_pts[pts] for pts in sorted(seen.by_pts)]
             assert played.arrivals.pts == sorted(played.published.video), "output pts are input pts, in order"
-            if (
-                name == "demo"
-            ):  # which at 720p takes all that two cores have: the picture before stands for a late one
+            # The demo's graph takes all that two cores have at 720p: there the picture before stands for a late one.
+            if name == "demo" and width > 512:
                 stale = sum(number != at for at, number in enumerate(numbers))
                 assert stale <= played.frames["repeated"], played.frames
                 assert played.frames["processed"] >= 200, played.frames
             else:
                 assert numbers == list(range(240)), name
                 assert played.frames["processed"] == 240, played.frames
+            if name != "demo":
                 late = measure.latencies_ms(played.published.video, played.arrivals.video)
                 assert statistics.median(late) < 400, "in real time, not from a queue"
             sound = probe.sound(played.path)
