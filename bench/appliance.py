@@ -204,7 +204,7 @@ class Appliance:
         self._engine = await self._start("engine")
 
     @contextlib.asynccontextmanager
-    async def shim(self, *, moments: Path | None = None, budget_ms: int = 3000) -> AsyncIterator[None]:
+    async def shim(self, *, moments: Path | None = None, budget_ms: int = 1500) -> AsyncIterator[None]:
         """A shim that can take streams, for as long as the block lasts. budget_ms: the trip's own default is long,
         because frames that wait are the point and none may be dropped for it."""
         port = free_port()

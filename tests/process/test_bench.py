@@ -22,7 +22,7 @@ def comfyui_is_there() -> None:
 
 
 async def test_the_parts_of_the_appliance_give_their_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trip, "QUICK_WINDOWS", 2)
+    monkeypatch.setitem(trip.QUICK_WINDOWS, "512", 2)
     monkeypatch.setattr(lanes, "BATCHES", 4)
     monkeypatch.setattr(lanes, "QUICK_ROUNDS", 1)
     monkeypatch.setattr(latency, "QUICK_FRAMES", 40)
