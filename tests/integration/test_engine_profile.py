@@ -20,13 +20,16 @@ async def profile(client: Client, session_id: str, **fields: int) -> pb.SessionP
     return answer
 
 
-async def frames_until(process: Process, asked: asyncio.Task[pb.SessionProfile]) -> pb.SessionProfile:
-    for number in itertools.count():
+async def frames_until(
+    process: Process, asked: asyncio.Task[pb.SessionProfile], most: int | None = None
+) -> pb.SessionProfile:
+    """most: frames that are sent; the answer is waited for without any more."""
+    for number in itertools.count() if most is None else range(most):
         await process.frame(number, FRAME)
         await process.result(number)
         if asked.done():
             return asked.result()
-    raise AssertionError
+    return await asked
 
 
 async def test_profile_has_the_stages_and_nodes_of_as_many_frames_as_were_asked_for(tmp_path: Path) -> None:
@@ -68,7 +71,7 @@ async def test_pass_through_has_no_nodes_and_too_few_frames_are_what_there_is(tm
     async with running_engine(settings), connected(settings.address) as client:
         process = await client.open(session_id="s")
         asked = asyncio.create_task(profile(client, "s", frames=1000, timeout_ms=300))
-        found = await frames_until(process, asked)
+        found = await frames_until(process, asked, most=900)  # a quick machine makes a thousand in that time
         assert 0 < found.frames < 1000
         assert not found.nodes
 
