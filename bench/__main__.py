@@ -19,7 +19,7 @@ from pathlib import Path
 
 import cext
 
-from . import appliance, kernels, lanes, latency, material, peers, plan, scaling, trip
+from . import appliance, goals, kernels, lanes, latency, material, peers, plan, scaling, trip
 
 _ROUNDS, _QUICK_ROUNDS = 60, 8
 PARTS = ("kernels", "plan", "lanes", "trip", "latency", "scaling")
@@ -43,7 +43,7 @@ def _show(part: str, text: str, began: float) -> None:
 
 
 async def _live(parts: Sequence[str], results: dict[str, float], *, quick: bool) -> None:
-    """The parts that need the programs. Lanes come first: the trip's stages want their figure."""
+    """The parts that need the programs."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         # The largest first, all beside the programs' start, which takes as long.
@@ -69,7 +69,7 @@ async def _measure(
         _show("lanes", lanes.table(results), began)
     if "trip" in parts:
         began = time.monotonic()
-        results |= await trip.run(programs, clips, quick=quick, lane_ms=lanes.used_ms(results))
+        results |= await trip.run(programs, clips, quick=quick)
         _show("trip", trip.table(results), began)
     if "latency" in parts:
         began = time.monotonic()
@@ -114,6 +114,7 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--only names {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
     results = run(parts, quick=quick)
+    print(f"\n{goals.table(results, parts)}")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

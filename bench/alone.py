@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import time
 from fractions import Fraction
@@ -55,35 +56,40 @@ def codec(clip: Path, loops: int) -> dict[str, float]:
                 encoder.encode(frame)
                 encoded_ns += clock() - began
                 number += 1
+    if number != loops * len(packets):
+        raise AssertionError(f"{number} pictures of {loops * len(packets)} were decoded")
     return {"decode_ms": decoded_ns / 1e6 / number, "encode_ms": encoded_ns / 1e6 / number}
 
 
 async def http(subscribe_url: str, publish_url: str, script: dict[str, Any]) -> None:
-    """``script``: ``units``, bytes of each frame on the way in; ``chunks``, of each on the way out; ``segment``,
-    frames of an output segment. A frame's bytes go out when its last byte has come in, as the appliance writes them.
+    """``script``: ``units``, bytes of each frame on the way in; ``pieces`` of the way out: the segment, bytes, and
+    how many units have come in before it is written.
     """
-    units, chunks, per_segment = script["units"], script["chunks"], script["segment"]
-    payload = bytes(max(chunks))
-    received = due = at = 0
+    ends = list(itertools.accumulate(script["units"]))
+    pieces = script["pieces"]
+    payload = bytes(max(size for _, size, _ in pieces))
+    received = units = at = 0
     async with (
         open_http() as session,
         Publisher(session, publish_url, content_type="video/mp2t", resume=True) as publisher,
         Subscriber(session, subscribe_url, start=0) as subscriber,
     ):
         outgoing: OutgoingSegment | None = None
-        due = units[0]
         async for segment in subscriber:
             async for data in segment:
                 received += len(data)
-                while at < len(units) and received >= due:
-                    if at % per_segment == 0:
+                while units < len(ends) and received >= ends[units]:
+                    units += 1
+                while at < len(pieces) and units >= pieces[at][2]:
+                    number, size, _ = pieces[at]
+                    if at == 0 or number != pieces[at - 1][0]:
                         if outgoing is not None:
                             await outgoing.finish()
                         outgoing = await publisher.open_segment()
                     assert outgoing is not None
-                    await outgoing.write(payload[: chunks[at]])
+                    await outgoing.write(payload[:size])
+                    await asyncio.sleep(0)  # or the socket would take it together with the next one
                     at += 1
-                    due += units[at] if at < len(units) else 0
 
 
 def main() -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from gateway_shim.trickle.connection import open_http
 from gateway_shim.trickle.publisher import OutgoingSegment, Publisher
 
 from . import material
-from .timed import Page
+from .timed import Page, takes_beside
 
 #: This package lies in the repository, not where headrace is installed.
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,35 +105,38 @@ class Watched:
     arrivals: probe.Arrivals
     path: Path
     written: list[int] = field(default_factory=list)  # bytes that the source wrote for each frame
+    sent_at: list[float] = field(default_factory=list)  # when
+    taken: list[tuple[int, int]] = field(default_factory=list)  # segment and bytes of each piece that went out
     frames: dict[str, int] = field(default_factory=dict)  # the stream's ledger
 
 
-class _Throttle:
-    """A publisher whose writes wait: for the viewer, so that ``ahead`` frames are under way, or for a moment."""
+class Throttle:
+    """A publisher whose writes wait: for the viewer, so that ``ahead`` frames are under way, or each for its moment,
+    in seconds after the first."""
 
-    def __init__(self, publisher: Publisher, interval_s: float | None, ahead: int = AHEAD) -> None:
+    def __init__(self, publisher: Publisher, moments: Iterable[float] | None, ahead: int = AHEAD) -> None:
         self._ahead = ahead
         self.written: list[int] = []
         self.sent_at: list[float] = []
         self.arrived = 0
         self.changed = asyncio.Event()
         self._publisher = publisher
-        self._interval_s = interval_s
-        self._due = time.monotonic()
+        self._moments = None if moments is None else iter(moments)
         self._segment: OutgoingSegment | None = None
 
-    async def open_segment(self) -> _Throttle:
+    async def open_segment(self) -> Throttle:
         self._segment = await self._publisher.open_segment()
         return self
 
     async def write(self, data: bytes) -> None:
-        if self._interval_s is None:
+        if self._moments is None:
             while len(self.written) - self.arrived >= self._ahead:
                 self.changed.clear()
                 await self.changed.wait()
         else:
-            await asyncio.sleep(self._due - time.monotonic())
-            self._due += self._interval_s
+            due = next(self._moments) + (self.sent_at[0] if self.sent_at else time.monotonic())
+            if due > time.monotonic():  # what comes in one burst is written in one
+                await asyncio.sleep(due - time.monotonic())
         assert self._segment is not None
         self.sent_at.append(time.monotonic())
         self.written.append(len(data))
@@ -272,7 +276,8 @@ class Appliance:
         readings: list[Reading] = []
         all_there = asyncio.Event()
         async with Publisher(self.http, urls["subscribe_url"], content_type="video/MP2T") as publisher:
-            throttle = _Throttle(publisher, interval_s, ahead)
+            moments = None if interval_s is None else itertools.count(0, interval_s)
+            throttle = Throttle(publisher, moments, ahead)
 
             def count(unit: Any) -> None:
                 throttle.arrived += 1
@@ -309,7 +314,13 @@ class Appliance:
                 for channel in (name, f"{name}-out"):
                     await self.broker.delete(channel)
                 await asyncio.wait({watching})
-        return Watched(readings, published, viewer.arrivals, path, throttle.written, ledger)
+        taken = self._taken(urls["publish_url"])
+        return Watched(readings, published, viewer.arrivals, path, throttle.written, throttle.sent_at, taken, ledger)
+
+    def _taken(self, url: str) -> list[tuple[int, int]]:
+        lines = takes_beside(self.folder / "gateway_shim.page").read_text().splitlines()
+        found = [line.rsplit(" ", 2) for line in lines]
+        return [(int(segment), int(size)) for at, segment, size in found if at == url]
 
     async def _ledger(self, name: str) -> dict[str, int]:
         async with self.http.get(f"{self.url}/stream/status") as answer:

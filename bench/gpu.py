@@ -3,8 +3,8 @@
 Conversion: an IMAGE made by the CPU in page-locked memory and uploaded, against 8-bit planes uploaded and converted
 there; and back. Every picture is compared with the kernels' oracle. Diffusion: ComfyUI's own loaders and sampler with
 a UNet of SD1.5's shape (860 million parameters) and taesd, all weights random, one step, fed and read through the
-engine's graph layer; sessions taking turns give the streams that one GPU holds. Codecs: NVENC against x264 on the
-same pictures, if it works.
+engine's graph layer; sessions taking turns give the streams that one GPU holds. Codecs: NVENC against x264 and NVDEC
+against the CPU on the same pictures, where they work.
 
 ``--device cpu --small`` runs the same code anywhere, to see that it runs.
 """
@@ -295,11 +295,14 @@ def diffusion(settings: Settings, folder: Path, *, small: bool) -> dict[str, flo
 
 
 def codecs(frames: int) -> dict[str, float]:
-    """Whether NVENC and NVDEC work (1 or 0), and milliseconds for a picture of 1080p in each encoder that does."""
+    """Whether NVENC and NVDEC work (1 or 0), and milliseconds for a picture of 1080p in each codec that does, on the
+    wall, until it is in memory as the engine takes it. Raises WrongOutput where another codec did the work."""
+    from gateway_shim.media.decode import Decoder, DecoderSettings, Picture
     from gateway_shim.media.encode import Encoder
-    from gateway_shim.media.hardware import NVENC, X264, EncoderName, probe
+    from gateway_shim.media.hardware import NVENC, X264, DecoderDevice, EncoderName, probe
     from gateway_shim.media.planes import frame_of
     from gateway_shim.media.settings import EncoderSettings
+    from gateway_shim.media.ts import TsReader
 
     found = probe("auto")
     results = {"gpu_nvenc": float(found.encoder == NVENC), "gpu_nvdec": float(found.decoder == "cuda")}
@@ -308,13 +311,28 @@ def codecs(frames: int) -> dict[str, float]:
     planes = [((x + y + 3 * number) // 8 % 120 + 60).astype(np.uint8).ravel() for number in range(4)]
     names: tuple[EncoderName, ...] = (X264, NVENC) if found.encoder == NVENC else (X264,)
     settings = EncoderSettings(width, height, audio=False, preset="superfast")
+    written = b""
     for name in names:
         encoder = Encoder(replace(settings, codec=name))
         began = time.perf_counter()
+        chunks = []
         for number in range(frames):
-            encoder.video(frame_of(planes[number % 4].data, width, height), 3000 * number)
-        encoder.flush()
+            chunks += encoder.video(frame_of(planes[number % 4].data, width, height), 3000 * number)
+        used = encoder.h264
+        chunks += encoder.flush()
         results[f"gpu_encode_{name}_1080p_ms"] = 1e3 * (time.perf_counter() - began) / frames
+        if used is None or used.name != name or len(chunks) != frames:
+            raise WrongOutput(f"{name} gave {len(chunks)} of {frames} pictures {used and used.fallback}")
+        written = written or b"".join(chunk.data for chunk in chunks)
+    devices: tuple[DecoderDevice, ...] = ("cpu", "cuda") if found.decoder == "cuda" else ("cpu",)
+    for device in devices:
+        reader, decoder = TsReader(), Decoder(DecoderSettings(device=device))
+        units = [*reader.feed(written), *reader.end_segment()]
+        began = time.perf_counter()
+        pictures = [each for each in [*decoder.feed(units), *decoder.flush()] if isinstance(each, Picture)]
+        results[f"gpu_decode_{device}_1080p_ms"] = 1e3 * (time.perf_counter() - began) / frames
+        if decoder.fallback or len(pictures) != frames:
+            raise WrongOutput(f"{device} gave {len(pictures)} of {frames} pictures {decoder.fallback}")
     return results
 
 

@@ -24,7 +24,6 @@ FRAMES, QUICK_FRAMES = 300, 120
 #: Frames before the first that counts: the session opens and the pools fill meanwhile.
 WARM_UP = 15
 STARTS, QUICK_STARTS = 9, 5
-GOALS = {"inside_720p_p50": 25, "inside_720p_p99": 60, "decode_lag": 5, "first_picture": 150}
 
 
 def read(path: Path) -> dict[str, dict[int, tuple[float, ...]]]:
@@ -73,7 +72,9 @@ async def first_pictures(appliance: Appliance, clip: Path, workflow: dict[str, A
     async with appliance.shim(moments=path, budget_ms=2000):
         for _ in range(starts):
             before = len(path.read_text().splitlines())
-            await appliance.play(clip, workflow, 3, marks=range(0), interval_s=1 / material.RATE)
+            watched = await appliance.play(clip, workflow, 3, marks=range(0), interval_s=1 / material.RATE)
+            if watched.frames.get("processed") != 3:
+                raise WrongOutput(f"of the first 3 frames not all were processed: {watched.frames}")
             part = appliance.folder / "one.moments"
             part.write_text("\n".join(path.read_text().splitlines()[before:]))
             moments = read(part)
@@ -115,9 +116,8 @@ def table(results: Mapping[str, float]) -> str:
         if f"latency_{name}_p50_ms" in results:
             parts = [results[f"latency_{name}_{part}_ms"] for part in ("p50", "p95", "p99")]
             lines.append(f"{text:26}" + "".join(f"{value:8.1f}" for value in parts))
-    lines.append(f"goal inside{'':15}{GOALS['inside_720p_p50']:8}{'':8}{GOALS['inside_720p_p99']:8}")
-    lines.append(f"last byte of a unit to its decoder {results['decode_lag_ms']:.2f}; goal {GOALS['decode_lag']}")
-    lines.append(f"first picture {results['first_picture_ms']:.0f}; goal {GOALS['first_picture']}")
+    lines.append(f"last byte of a unit to its decoder {results['decode_lag_ms']:.2f}")
+    lines.append(f"first picture {results['first_picture_ms']:.0f}")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import argparse
 import gc
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -20,6 +20,8 @@ from engine.config import read
 from engine.executor import settle_heap
 from engine.graph.comfy import ComfyHost
 from engine.graph.runner import Runner, TickInput
+
+from .goals import most
 
 ROUNDS, QUICK_ROUNDS = 60, 10
 JITTER_FRAMES = 3000
@@ -101,20 +103,20 @@ def live_nodes(prompt: Prompt) -> int:
         live |= more
 
 
-def frame(runner: Runner, number: int) -> float:
+def frame(runner: Runner, number: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of one frame. Raises AssertionError if the picture is not the one that went in."""
     picture = torch.full((1, 8, 8, 3), (number % 251) / 251)
     tick = TickInput(picture, number)
-    began = time.perf_counter()
+    began = clock()
     images = runner.tick(tick).images
-    elapsed = time.perf_counter() - began
+    elapsed = clock() - began
     assert images is not None
     assert images.data_ptr() == picture.data_ptr(), "a graph of idle nodes changed the picture"
     return elapsed
 
 
 def ratio(host: ComfyHost, prompt: Prompt, rounds: int) -> tuple[float, float]:
-    """Median seconds of the plan and of ComfyUI's executor, frames by turns."""
+    """Median CPU seconds of the plan and of ComfyUI's executor, frames by turns."""
     runners = {"plan": host.new_runner("plan"), "stock": host.new_runner("stock")}
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     order = random.Random(1)
@@ -124,14 +126,14 @@ def ratio(host: ComfyHost, prompt: Prompt, rounds: int) -> tuple[float, float]:
     settle_heap()
     for number in range(rounds):
         for name in order.sample(list(runners), len(runners)):
-            seconds[name].append(frame(runners[name], number))
+            seconds[name].append(frame(runners[name], number, time.process_time))
     for runner in runners.values():
         runner.close()
     return median(seconds["plan"]), median(seconds["stock"])
 
 
 def jitter(host: ComfyHost, prompt: Prompt, frames: int) -> tuple[float, float]:
-    """Median and 99th percentile of a run of frames."""
+    """Median and 99th percentile of a run of frames, by the clock on the wall: what a viewer would see."""
     runner = host.new_runner("plan")
     runner.load(prompt)
     for number in range(20):
@@ -176,11 +178,11 @@ def table(results: dict[str, float]) -> str:
     lines = ["plan, overhead of a frame against ComfyUI's executor in the same run", ""]
     lines.append(f"{'':20}{'nodes':>6}{'plan ms':>10}{'executor ms':>13}{'ratio':>8}{'goal':>7}")
     for name, nodes in {"chain20": 20, **{f"sd15_{name}": size[0] for name, size in SIZES.items()}}.items():
-        goal = 0.1 if name == "chain20" else 0.2
+        goal = most("plan_chain20_x_executor" if name == "chain20" else "plan_sd15_x_executor")
         figures = [results[f"plan_{name}{end}"] for end in ("_ms", "_executor_ms", "_x_executor")]
         lines.append(f"{name:20}{nodes:6}{figures[0]:10.3f}{figures[1]:13.3f}{figures[2]:8.3f}{goal:7.2f}")
     spread = results["plan_p99_x_median"]
-    lines.append(f"{JITTER_FRAMES} frames of chain20: p99 is {spread:.2f} times the median; goal 3")
+    lines.append(f"{JITTER_FRAMES} frames of chain20: p99 is {spread:.2f} times the median")
     return "\n".join(lines)
 
 

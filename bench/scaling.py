@@ -33,7 +33,6 @@ LADDER = {
 #: A stream whose last frames are later than this is not in real time: it is filling a queue.
 LATE_MS = 400
 LONG_S = 20
-GOALS = {"memory": 80}
 
 
 def lateness_ms(watched: Watched) -> float:
@@ -125,14 +124,15 @@ async def ladder(appliance: Appliance) -> dict[str, float]:
 
 
 async def steady(appliance: Appliance, clip: Path, seconds: float = LONG_S) -> dict[str, float]:
-    """1080p30 pass-through: ``steady_1080p_*``, memory at the end against that after two seconds."""
+    """1080p30 pass-through: ``steady_1080p_*``; memory of both programs, its second half against its first, from the
+    second second on. Raises WrongOutput."""
     frames = round(seconds * material.RATE)
     memory: list[int] = []
 
     async def look() -> None:
         await asyncio.sleep(2)
         while True:
-            memory.append(memory_bytes(appliance.shim_pid))
+            memory.append(memory_bytes(appliance.shim_pid) + memory_bytes(appliance.engine_pid))
             await asyncio.sleep(0.5)
 
     async with appliance.shim(budget_ms=400):
@@ -178,7 +178,7 @@ def table(results: Mapping[str, float]) -> str:
     lines.append("  ".join(f"{name} {results[f'scaling_{name}_frame_ms']:.1f}" for name in names))
     if "memory_stream_720p_mb" in results:
         megabytes = results["memory_stream_720p_mb"]
-        lines.append(f"memory of one more 720p stream {megabytes:.0f} MB; goal {GOALS['memory']}")
+        lines.append(f"memory of one more 720p stream {megabytes:.0f} MB")
     if "steady_1080p_late_ms" in results:
         lines.append(
             f"1080p30 pass-through for {LONG_S} s: {results['steady_1080p_late_ms']:.0f} ms late, "

@@ -2,7 +2,8 @@
 
 The program is the real one; what is wrapped costs about a microsecond a call. ``FILE`` is a shared page of counters:
 nanoseconds of CPU time of the calling thread, and calls, for each of ``STAGES``. With ``--moments FILE2`` the times
-at which a unit came, was decoded and its picture left are written there as well, one line each.
+at which a unit came, was decoded and its picture left are written there as well, one line each. The shim also writes
+what its sockets took of each channel, piece by piece, beside ``FILE``.
 """
 
 from __future__ import annotations
@@ -166,6 +167,27 @@ class Moments:
         OutgoingSegment.write, Post.take = have_written, have_taken  # type: ignore[method-assign]
 
 
+def takes_beside(page: Path) -> Path:
+    """Lines ``url segment bytes``: each piece that a socket took."""
+    return page.with_suffix(".takes")
+
+
+def note_takes(path: Path) -> None:
+    """In the shim, before a stream begins."""
+    from gateway_shim.trickle.post import Post
+
+    file = path.open("w", buffering=1)  # a line is there when it is written
+    take = Post.take
+
+    async def noted(post: Any) -> bytes:
+        data = await take(post)
+        if data:
+            file.write(f"{post.publisher.url} {post.seq} {len(data)}\n")
+        return data
+
+    Post.take = noted  # type: ignore[method-assign]
+
+
 def watch_codecs(page: Page, moments: Moments | None = None) -> None:
     """Every codec context that is made from here on is timed."""
     import av
@@ -220,6 +242,7 @@ def main() -> None:
     if arguments.program == "gateway_shim":
         moments = Moments(arguments.moments) if arguments.moments else None
         watch_codecs(page, moments)
+        note_takes(takes_beside(arguments.page))
         if moments is not None:
             moments.install()
     for stage, places in _STEPS[arguments.program].items():

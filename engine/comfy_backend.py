@@ -157,9 +157,13 @@ class ComfyGraph:
                 if tick.images is None or not self._converter.may_return or _is_out_of_memory(exc):
                     raise
                 # Nodes that go through NumPy, or join the picture with one on the CPU, take no IMAGE on the device.
-                self._converter.return_to_cpu()
-                tick = replace(tick, images=self._images(frames))
-                output = self._runner.tick(tick)
+                undo = self._converter.return_to_cpu()
+                try:
+                    tick = replace(tick, images=self._images(frames))
+                    output = self._runner.tick(tick)
+                except BaseException:
+                    undo()  # where the picture is was not what it minds
+                    raise
                 logger.info("pixels of this graph are converted on the CPU from here on: %s", exc)
             # The graph has let go of its input now; only then may its memory be used again.
             del tick

@@ -72,7 +72,6 @@ class Converter:
         self._placement = placement
         self._device = DevicePixels(placement.device, pixel_format, self.colour) if placement.device else None
         self._pool: list[NDArray[np.float32]] = []
-        self._scratch: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._cached_bytes = cached_bytes()
 
     @property
@@ -80,8 +79,15 @@ class Converter:
         """Whether IMAGEs are on the device and need not be; ``return_to_cpu`` brings them back."""
         return self._device is not None and self._placement.may_return
 
-    def return_to_cpu(self) -> None:
+    def return_to_cpu(self) -> Callable[[], None]:
+        """From here on the CPU converts. Gives what takes it back, where that was no help."""
+        before = self._device
         self._device = None
+
+        def undo() -> None:
+            self._device = before
+
+        return undo
 
     def to_images(self, pictures: Sequence[Any], width: int, height: int) -> torch.Tensor:
         """One IMAGE ``[B, height, width, 3]`` of a batch, private to the caller: nodes may write into it.
@@ -116,26 +122,20 @@ class Converter:
 
         C: 1 (grey), 3, or 4 with an ignored alpha. Any float type or uint8, any device. Raises NotAnImage.
         places: for each picture in turn, what gives a slot and its memory for so many bytes; a picture that gets none
-        has bytes of its own.
+        has memory of its own. Either way it is written there, and no copy is made.
         """
         on_device = self._device is not None and _is_on(images, self._device.device)
         ready = normalised(images, on_device=on_device)
         height, width = ready.shape[1:3]
         size = cext.picture_bytes(width, height, self.pixel_format)
         wanted = [*places, *[_nowhere] * len(ready)][: len(ready)]
+        given = [place(size) or (0, np.empty(size, np.uint8).data) for place in wanted]
         if on_device and self._device is not None:
-            given = [place(size) or (0, memoryview(bytearray(size))) for place in wanted]
             self._device.to_planes(ready, [memory for _, memory in given])
-            return [PictureBytes(memory, width, height, slot) for slot, memory in given]
-        if self._scratch.size != size:
-            self._scratch = np.empty(size, np.uint8)
-        results = []
-        for image, place in zip(ready.numpy(), wanted, strict=True):
-            slot, memory = place(size) or (0, None)
-            out = self._scratch if memory is None else memory
-            cext.image_to_bytes(image, out, self.colour, self.pixel_format)
-            results.append(PictureBytes(self._scratch.tobytes() if memory is None else memory, width, height, slot))
-        return results
+        else:
+            for image, (_, memory) in zip(ready.numpy(), given, strict=True):
+                cext.image_to_bytes(image, memory, self.colour, self.pixel_format)
+        return [PictureBytes(memory, width, height, slot) for slot, memory in given]
 
 
 def _is_on(images: Any, device: torch.device) -> bool:

@@ -40,6 +40,7 @@ def test_every_part_runs_and_gives_its_figures(small: Any) -> None:
         "gpu_diffusion_executor_fps",
         "gpu_nvenc",
         "gpu_encode_libx264_1080p_ms",
+        "gpu_decode_cpu_1080p_ms",
     } <= set(results)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 
 import cext
-from bench import alone, appliance, kernels, lanes, latency, material, peers, trip
-from bench.timed import Page
+from bench import alone, appliance, goals, kernels, lanes, latency, material, peers, trip
+from bench.timed import Moments, Page
 from gateway_shim.localnet import numbered, probe
 from gateway_shim.localnet.source import Published
 from gateway_shim.media.encode import Encoder, EncoderSettings
+from proto.ring import Ring
 
 WIDTH, HEIGHT = 128, 96
 
@@ -39,7 +41,7 @@ def encoded(path: Path, numbers: list[int]) -> tuple[Path, list[int]]:
 def watched(path: Path, frames: int) -> appliance.Watched:
     pts = [126_000 + at * 3000 for at in range(frames)]
     arrivals = probe.Arrivals(video=[(each, 0.0) for each in pts])
-    return appliance.Watched([], Published(dict.fromkeys(pts, 0.0)), arrivals, path, [], {"processed": frames})
+    return appliance.Watched([], Published(dict.fromkeys(pts, 0.0)), arrivals, path, frames={"processed": frames})
 
 
 @pytest.fixture
@@ -56,9 +58,14 @@ def test_a_clip_carries_its_numbers_and_goes_over_into_itself(clip: Path) -> Non
     assert steps[1] < 2 * steps[0], "the seam of the loop is no cut"
 
 
-def test_the_pieces_of_an_output_are_its_writes(tmp_path: Path) -> None:
+def test_the_pictures_of_an_output_are_its_writes(tmp_path: Path) -> None:
     path, sizes = encoded(tmp_path / "out.ts", list(range(40)))
-    assert trip.pieces(path.read_bytes()) == sizes
+    assert trip.pictures(path.read_bytes()) == sizes
+
+
+def test_a_piece_is_written_when_the_last_of_its_pictures_has_come() -> None:
+    taken = [(0, 100), (0, 450), (1, 50), (1, 400)]  # the second ends in the fourth picture
+    assert trip.pieces(taken, [100, 200, 200, 100, 400]) == [(0, 100, 1), (0, 450, 4), (1, 50, 4), (1, 400, 5)]
 
 
 def test_a_right_output_passes(tmp_path: Path, clip: Path) -> None:
@@ -138,8 +145,19 @@ def test_cpu_of_another_process_is_its_own() -> None:
         assert process.stdout is not None
         process.stdout.readline()
         assert 0.2 <= appliance.cpu_s(process.pid) < 1.5
-        assert appliance.memory_bytes(process.pid) > 1e6
         process.communicate("\n")
+
+
+def test_memory_counts_all_slots_whether_something_was_in_them_or_not() -> None:
+    before = appliance.memory_bytes(os.getpid())
+    ring = Ring.create(8, 4 << 20, bytes(16))
+    try:
+        grown = appliance.memory_bytes(os.getpid()) - before
+        assert 32 << 20 <= grown < 36 << 20
+        ring.view(3, 4 << 20)[:] = bytes(4 << 20)
+        assert appliance.memory_bytes(os.getpid()) - before - grown < 4 << 20  # only what made it
+    finally:
+        ring.close()
 
 
 def reading(frames: int, scale: float) -> appliance.Reading:
@@ -161,10 +179,11 @@ def test_the_ratio_leaves_out_codec_and_http() -> None:
     rows = trip.per_frame([reading(frames, 1.0) for frames in (20, 40, 60, 80)])
     found = trip.figures(rows, 0.4, "trip_overhead", "720p")
     assert found["trip_overhead_720p_x_codec"] == pytest.approx((9.0 + 1.5 - 8.0 - 0.4) / 8.0)
-    parts = trip.stages(rows, 0.4, 0.3, "720p")
+    parts = trip.stages(rows, 0.4, "720p")
     total = parts.pop("cpu_total_720p_ms")
     assert sum(parts.values()) == pytest.approx(total)
     assert total == pytest.approx(10.5)
+    assert parts["cpu_python_720p_ms"] == pytest.approx(10.5 - 9.5 - 0.4)
 
 
 def test_codec_alone_gives_milliseconds(clip: Path) -> None:
@@ -196,8 +215,10 @@ def test_a_frame_without_its_times_is_no_figure() -> None:
 
 def test_moments_are_read_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "moments"
-    path.write_text("came 3000 1.5\ndecoded 3000 1.6 1.7\nleft 3000 1.8\n")
-    assert latency.read(path) == {"came": {3000: (1.5,)}, "decoded": {3000: (1.6, 1.7)}, "left": {3000: (1.8,)}}
+    moments = Moments(path)
+    moments.decoded(3000, 1.6, 1.7)
+    moments._file.close()
+    assert latency.read(path) == {"came": {}, "decoded": {3000: (1.6, 1.7)}, "left": {}}
 
 
 def test_other_ways_are_compared_with_ours_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,8 +251,15 @@ def test_a_kernel_that_gives_another_picture_has_no_figure(monkeypatch: pytest.M
         kernels.check(pool)
 
 
-def test_memcpy_there_and_back_takes_time() -> None:
-    assert lanes.Copies(lanes.pictures(WIDTH, HEIGHT)).round_ms() > 0
+def test_memcpy_is_there_and_back_of_each_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([1.0, 1.8])
+    copies = lanes.Copies(lanes.pictures(WIDTH, HEIGHT))
+    for back in copies._back:
+        back[:] = 0
+    monkeypatch.setattr(lanes, "cpu_s", lambda _: next(clock))
+    assert copies.round_ms(batches=8) == pytest.approx(1000 * 0.8 / 32)
+    for source, back in zip(copies._sources, copies._back, strict=True):
+        assert np.array_equal(source, back)
 
 
 def test_the_command_line_refuses_parts_that_are_none() -> None:
@@ -247,8 +275,49 @@ def test_the_command_line_refuses_parts_that_are_none() -> None:
     assert "fun" in ran.stderr
 
 
-def test_committed_results_are_flat() -> None:
-    folder = Path(appliance.__file__).parent / "results"
-    for path in folder.glob("*.json"):
+RESULTS = Path(appliance.__file__).parent / "results"
+
+#: What runs are compared by, of whatever version.
+KEYS = {
+    *(f"kernel_{way}_{size}_x_limit" for way in ("forward", "back") for size in kernels.SIZES),
+    *("lane_bytes_s_per_gb", "lane_shm_720p_x_memcpy", "lane_shm_1080p_x_memcpy"),
+    *(f"trip_overhead_{size}_x_codec" for size in material.SIZES),
+    *("latency_inside_720p_p50_ms", "latency_inside_720p_p99_ms", "first_picture_ms"),
+    *("plan_chain20_x_executor", "plan_sd15_x_executor"),
+}
+
+
+def test_committed_results_are_flat_and_have_the_keys() -> None:
+    whole = [path for path in RESULTS.glob("*.json") if "scaling" not in path.name and "gpu" not in path.name]
+    assert whole
+    for path in RESULTS.glob("*.json"):
         values = json.loads(path.read_text())
         assert all(isinstance(value, int | float) for value in values.values()), path.name
+        assert path not in whole or set(values) >= KEYS, path.name
+
+
+def test_every_goal_is_of_a_figure_that_a_whole_run_gives() -> None:
+    [path] = RESULTS.glob("*-epyc.json")
+    values = json.loads(path.read_text())
+    assert {goal.key for goal in goals.GOALS if "avx" not in goal.key} <= set(values)
+
+
+def test_goals_are_held_missed_or_not_measured() -> None:
+    found = {"trip_overhead_512_x_codec": 0.28, "trip_overhead_720p_x_codec": 0.204, "scaling_512_4_real_time": 0.0}
+    verdicts = {goal.key: goal.verdict(found) for goal in goals.GOALS if goal.part in ("trip", "scaling")}
+    assert verdicts["trip_overhead_512_x_codec"] == "held"
+    assert verdicts["trip_overhead_720p_x_codec"] == verdicts["scaling_512_4_real_time"] == "MISSED"
+    assert verdicts["memory_stream_720p_mb"] == "not measured"
+    table = goals.table(found, ["trip"])
+    assert table.endswith("1 of 3 goals held")
+    assert "0.204      <= 0.2  MISSED" in table
+
+
+def test_kernels_give_their_keys_checked_at_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[int] = []
+    monkeypatch.setattr(kernels, "POOL_BYTES", 1)
+    monkeypatch.setattr(kernels, "SIZES", dict.fromkeys(kernels.SIZES, (WIDTH, HEIGHT)))
+    monkeypatch.setattr(kernels, "check", lambda pool: checked.append(len(pool)))
+    found = kernels.run(1)
+    assert {key for key in KEYS if key.startswith("kernel")} <= set(found)
+    assert len(checked) == 2
