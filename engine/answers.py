@@ -12,6 +12,7 @@ from .books import Books
 from .outbox import Outbox
 from .parameters import Parameters
 from .run import Run
+from .utf8 import utf8
 from .wire import VideoFormat
 
 
@@ -44,7 +45,7 @@ class Answers:
             results.append(message)
         if result.texts:
             at = frames[0].pts if frames else self._picture_pts(run)
-            items = [pb.TextItem(pts=at, node_id=node, text=text) for node, text in result.texts]
+            items = [pb.TextItem(pts=at, node_id=utf8(node), text=utf8(text)) for node, text in result.texts]
             self._outbox.put(pb.ProcessResponse(text=pb.TextBatch(items=items)))
         if result.sound is not None:
             block = pb.AudioBlock(pts=result.sound.pts, samples=result.sound.samples)
@@ -74,7 +75,7 @@ class Answers:
         self, code: str, message: str, error: GraphFailed | None = None, version: int | None = None
     ) -> pb.Fault:
         """Noted in the books. ``error``: which node is to blame; ``version``: if not of the parameters in force."""
-        fault = pb.Fault(code=code, message=message)
+        fault = pb.Fault(code=code, message=utf8(message))
         fault.version = self._parameters.current.version if version is None else version
         if error is not None:
             fault.node_id, fault.class_type, fault.exception = error.node_id, error.class_type, error.exception

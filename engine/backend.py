@@ -16,6 +16,7 @@ from .config import Settings
 from .graph.device import DeviceInfo, cpu_device
 from .graph.schema import NodeDefinition
 from .graph.workflow import Finding, Prompt, Workflow
+from .utf8 import utf8
 from .wire import VideoFormat
 
 #: The sentence that every refusal without a ComfyUI ends with.
@@ -94,17 +95,20 @@ class RunResult:
 
 
 class GraphFailed(Exception):
-    """A node raised, or the device ran out of memory. The graph stays usable; the next frame may succeed."""
+    """A node raised, or the device ran out of memory. The graph stays usable; the next frame may succeed.
+
+    What a node says is text from here on (``utf8``): it goes into messages and logs.
+    """
 
     def __init__(
         self, message: str, *, code: str = "node_failed", node_id: str = "", class_type: str = "", exception: str = ""
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = utf8(message)
+        super().__init__(self.message)
         self.code = code
-        self.node_id = node_id
-        self.class_type = class_type
-        self.exception = exception
+        self.node_id = utf8(node_id)
+        self.class_type = utf8(class_type)
+        self.exception = utf8(exception)
 
 
 #: Node id, class and seconds, on the executor thread.

@@ -80,7 +80,9 @@ class Engine:
         self._loading = Loading(backend, settings.comfyui_dir, on_settled, starts)
         self._executor = Executor()
         self._loader = Executor("loader")
-        self._scheduler = Scheduler(self._executor.submit, on_failure=self._graph_failed)
+        self._scheduler = Scheduler(
+            self._executor.submit, on_failure=self._graph_failed, on_broken=self._session_broke
+        )
         self._device_look: asyncio.Task[None] | None = None
         self._builder = Builder(
             self._executor,
@@ -112,6 +114,13 @@ class Engine:
         if not task.cancelled():
             logger.critical("the scheduler died; the engine cannot go on", exc_info=task.exception())
             self.broken.set()
+        elif not self._stopping:
+            logger.critical("the scheduler was cancelled; the engine cannot go on")
+            self.broken.set()
+
+    def _session_broke(self, session: Session, error: Exception) -> None:
+        logger.error("what the graph gave could not be told to session %r", session.session_id, exc_info=error)
+        self.close(session, EngineError("the engine failed internally over what the graph gave; its log says how"))
 
     def _graph_failed(self) -> None:
         if self._device_look is None or self._device_look.done():

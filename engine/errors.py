@@ -20,6 +20,7 @@ from proto.fields import Malformed
 
 from .graph.overrides import OverrideError
 from .graph.workflow import Finding, Severity, WorkflowError
+from .utf8 import utf8
 
 logger = logging.getLogger(__name__)
 
@@ -213,4 +214,4 @@ def _pack(status: status_pb2.Status, detail: Any) -> None:
 
 
 def _short(text: str, limit: int = MAX_TEXT_CHARS) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return utf8(text if len(text) <= limit else text[: limit - 1] + "…")

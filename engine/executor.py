@@ -142,11 +142,9 @@ def _resolve(done: asyncio.Future[Any], result: Any, error: BaseException | None
         return
     if error is None:
         done.set_result(result)
-    elif isinstance(error, asyncio.CancelledError):
-        done.cancel()
     elif isinstance(error, Exception):
         done.set_exception(error)
-    else:  # SystemExit or KeyboardInterrupt out of a node must not end the engine's loop
+    else:  # SystemExit out of a node must not end the engine's loop, nor CancelledError the task that waits
         done.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
 
 

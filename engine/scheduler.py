@@ -108,8 +108,12 @@ class Scheduler:
         submit: Submit,
         clock: Callable[[], float] = time.perf_counter,
         on_failure: Callable[[], None] = lambda: None,
+        on_broken: Callable[[Any, Exception], None] | None = None,
     ) -> None:
+        """on_broken: called with a source that raised when it was told of its run, which no source should. It is
+        removed then; without it the scheduler ends, and everybody's streams with it."""
         self._submit = submit
+        self._on_broken = on_broken
         self._on_failure = on_failure
         self._clock = clock
         self._share: FairShare[Source[Any]] = FairShare()
@@ -181,12 +185,12 @@ class Scheduler:
         return self._share.choose(due) if due else None
 
     def _now(self, source: Source[Any], batch: Batch) -> None:
+        result: RunResult | Exception
         try:
             result = batch.run()
         except Exception as exc:  # as below
-            source.fail(batch, self._failure(exc))
-        else:
-            source.finish(batch, result)
+            result = exc
+        self._settle(source, batch, result)
 
     def _company(self, source: Source[Any]) -> list[tuple[Source[Any], Batch]]:
         """Batches of other sources that run with the one that was just taken of ``source``."""
@@ -222,10 +226,15 @@ class Scheduler:
                 self._share.leave(each)
 
     def _settle(self, source: Source[Any], batch: Batch, result: RunResult | Exception) -> None:
-        if isinstance(result, Exception):
-            source.fail(batch, self._failure(result))
-        else:
-            source.finish(batch, result)
+        try:
+            if isinstance(result, Exception):
+                source.fail(batch, self._failure(result))
+            else:
+                source.finish(batch, result)
+        except Exception as exc:  # what a graph gave can be told to nobody: that ends its session, and no other
+            if self._on_broken is None:
+                raise
+            self._on_broken(source, exc)
 
     def _failure(self, error: Exception) -> GraphFailed:
         self._on_failure()

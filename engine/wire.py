@@ -14,7 +14,8 @@ from proto import engine_pb2 as pb
 from .errors import InvalidRequest, Violation
 from .graph.overrides import allowed_values
 from .graph.schema import InputDefinition, NodeDefinition
-from .graph.workflow import Finding, Prompt, Severity, is_link, title_of
+from .graph.workflow import Finding, Prompt, Severity, is_link, load_json, title_of
+from .utf8 import utf8
 
 Matrix: TypeAlias = Literal["bt601", "bt709"]
 
@@ -128,7 +129,7 @@ def overrides(messages: Iterable[pb.NodeOverride]) -> list[dict[str, dict[str, A
             violations.append(Violation(path, "node_id and input both have to be given", "missing"))
             continue
         try:
-            value = json.loads(message.value_json)
+            value = load_json(message.value_json)
         except ValueError as exc:
             violations.append(Violation(path, f"value_json is not JSON: {exc}", "not_json"))
             continue
@@ -145,24 +146,26 @@ def finding_message(finding: Finding) -> pb.Finding:
     return pb.Finding(
         severity=severity,
         code=finding.code,
-        path=finding.path,
-        node_id=finding.node_id,
-        class_type=finding.class_type,
-        title=finding.title,
-        input=finding.input,
-        message=finding.message,
-        remedy=finding.remedy,
+        path=utf8(finding.path),
+        node_id=utf8(finding.node_id),
+        class_type=utf8(finding.class_type),
+        title=utf8(finding.title),
+        input=utf8(finding.input),
+        message=utf8(finding.message),
+        remedy=utf8(finding.remedy),
     )
 
 
 def definition_message(definition: NodeDefinition) -> pb.NodeDefinition:
     return pb.NodeDefinition(
-        class_type=definition.class_type,
-        display_name=definition.display_name,
-        category=definition.category,
-        description=definition.description,
+        class_type=utf8(definition.class_type),
+        display_name=utf8(definition.display_name),
+        category=utf8(definition.category),
+        description=utf8(definition.description),
         inputs=[input_message(item) for item in definition.inputs],
-        outputs=[pb.OutputDefinition(name=o.name, type=o.type, is_list=o.is_list) for o in definition.outputs],
+        outputs=[
+            pb.OutputDefinition(name=utf8(o.name), type=utf8(o.type), is_list=o.is_list) for o in definition.outputs
+        ],
         output_node=definition.output_node,
         pack=definition.pack,
     )
@@ -170,13 +173,13 @@ def definition_message(definition: NodeDefinition) -> pb.NodeDefinition:
 
 def input_message(definition: InputDefinition) -> pb.InputDefinition:
     message = pb.InputDefinition(
-        name=definition.name,
-        type=definition.type,
+        name=utf8(definition.name),
+        type=utf8(definition.type),
         required=definition.required,
         default_json=definition.default_json,
         choices_json=definition.choices_json,
         multiline=definition.multiline,
-        tooltip=definition.tooltip,
+        tooltip=utf8(definition.tooltip),
     )
     if definition.minimum is not None:
         message.minimum = definition.minimum

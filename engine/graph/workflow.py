@@ -139,16 +139,32 @@ def decode(source: str | bytes | Mapping[str, Any] | None) -> Any:
     if not isinstance(source, str | bytes):
         return source
 
+    try:
+        return load_json(source)
+    except ValueError as exc:
+        problem = f"the workflow is not JSON: {exc}"
+    raise WorkflowError([finding("not_json", problem, "send ComfyUI's API format")])
+
+
+def load_json(source: str | bytes) -> Any:
+    """The value that a text holds, without what Python reads beside JSON, and without strings that are no text.
+
+    Raises ValueError with a sentence.
+    """
+
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        return json.loads(source, parse_constant=refuse)
+        value = json.loads(source, parse_constant=refuse)
+        escapes = "\\u" in source if isinstance(source, str) else b"\\u" in source
+        if escapes:
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
-        reason = "nested too deeply"
-    except ValueError as exc:  # JSONDecodeError and UnicodeDecodeError included
-        reason = str(exc)
-    raise WorkflowError([finding("not_json", f"the workflow is not JSON: {reason}", "send ComfyUI's API format")])
+        raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError:  # a ValueError too, but not one of the text
+        raise ValueError("a string holds half of a surrogate pair") from None
+    return value
 
 
 def read(document: Any, *, max_nodes: int = MAX_NODES, definitions: Definitions | None = None) -> Reading:
