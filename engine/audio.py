@@ -127,13 +127,13 @@ class _Stretch:
 
 
 class AudioQueue:
-    """Blocks in, buffers out. ``patience_s``: how long sound may wait; None: for ever."""
+    """Blocks in, buffers out. ``patience_s``: how long sound may wait, which may change; None: for ever."""
 
     def __init__(self, format: AudioFormat, patience_s: float | None, clock: Callable[[], float]) -> None:
         self.format = format
         self.dropped_samples = 0
         self.ended = False
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._clock = clock
         self._stretches: deque[_Stretch] = deque()
 
@@ -188,7 +188,7 @@ class AudioQueue:
                 self._stretches.popleft()
                 continue
             sound, arrived = self._cut(stretch, count)
-            if self._patience_s is None or self._clock() - arrived <= self._patience_s:
+            if self.patience_s is None or self._clock() - arrived <= self.patience_s:
                 return sound
             self.dropped_samples += count
         return None
@@ -208,6 +208,10 @@ class AudioQueue:
         return sound, stretch.arrivals[0][1]
 
 
+def _patience_s(latency_budget_ms: int) -> float | None:
+    return latency_budget_ms / 1000 + BURST_S if latency_budget_ms else None
+
+
 class SoundFeed:
     """What of a session's sound its next run takes. ``has_video``: whether frames come as well."""
 
@@ -221,7 +225,7 @@ class SoundFeed:
     ) -> None:
         self.format = format
         self._has_video = has_video
-        self._queue = AudioQueue(format, latency_budget_ms / 1000 + BURST_S if latency_budget_ms else None, clock)
+        self._queue = AudioQueue(format, _patience_s(latency_budget_ms), clock)
         self._prompt: Prompt | None = None
         self._size = 0
         self._wanted = False
@@ -230,6 +234,10 @@ class SoundFeed:
     def put(self, blocks: Iterable[tuple[int, bytes]]) -> None:
         if self._wanted:
             self._queue.put(blocks)
+
+    def set_latency_budget(self, budget_ms: int) -> None:
+        """Of what waits as well; 0: none."""
+        self._queue.patience_s = _patience_s(budget_ms)
 
     def end(self) -> None:
         """No more follows: the rest is a buffer too."""

@@ -20,7 +20,7 @@ class Waiting:
 
     frame: FrameIn
     arrived: float  # time.monotonic() seconds
-    age_ms: int  # when it arrived
+    due: float  # when its run should be over, on the same clock; infinite without a latency budget
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,8 @@ class EngineService(engine_pb2_grpc.EngineServicer):  # type: ignore[misc]  # ge
                 case "audio":
                     self._engine.sound(session, request.audio.blocks)
                     await session.outbox.room()
+                case "latency_budget_ms":
+                    session.set_latency_budget(request.latency_budget_ms)
                 case _:  # a message of a later contract
                     pass
         self._engine.end_input(session)

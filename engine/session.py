@@ -122,7 +122,7 @@ class Session:
                 credits += 1
                 continue
             self._last_frame_id = frame_id
-            self._waiting.append(Waiting(self._frame(message), arrived, message.age_ms))
+            self._waiting.append(Waiting(self._frame(message), arrived, self._due(arrived, message.age_ms)))
         if refused:  # they have no slot, whatever frame they take for their own
             self.outbox.put(Results(refused, credits))
 
@@ -145,6 +145,12 @@ class Session:
         if self._sound is not None:
             self._follow(self._sound)
             self._sound.put((block.pts, block.samples) for block in blocks)
+
+    def set_latency_budget(self, budget_ms: int) -> None:
+        """Of frames and sound from here on; frames that wait already keep their due time. 0: none."""
+        self._budget_ms = budget_ms
+        if self._sound is not None:
+            self._sound.set_latency_budget(budget_ms)
 
     def end_input(self) -> None:
         """No frame follows; the session ends when what it holds is answered."""
@@ -238,22 +244,22 @@ class Session:
             return None
         self._give_up_late(self._clock())
         if self._waiting:
-            return self._due(self._waiting[0]) if self._budget_ms else math.inf
+            return self._waiting[0].due
         if self._sound is not None and self._sound.ready():
-            return self._sound.waits_since + self._budget_ms / 1000 if self._budget_ms else math.inf
+            return self._due(self._sound.waits_since)
         self._end_if_drained()
         return None
 
-    def _due(self, waiting: Waiting) -> float:
-        return waiting.arrived + (self._budget_ms - waiting.age_ms) / 1000
+    def _due(self, arrived: float, age_ms: int = 0) -> float:
+        return arrived + (self._budget_ms - age_ms) / 1000 if self._budget_ms else math.inf
 
     def _give_up_late(self, now: float) -> None:
         """Answer frames that would be past the budget after the quickest of the latest runs."""
-        if not self._budget_ms or not self._waiting or (self._sound is not None and self._sound.is_pace):
+        if not self._waiting or (self._sound is not None and self._sound.is_pace):
             return
         over_at = now + self._pace.least(self.parameters.current, now)
         late: list[FrameResult] = []
-        for waiting in [waiting for waiting in self._waiting if over_at > self._due(waiting)]:
+        for waiting in [waiting for waiting in self._waiting if over_at > waiting.due]:
             self._waiting.remove(waiting)
             late.append(self.books.dropped(waiting.frame.frame_id, waiting.frame.pts, pb.Dropped.REASON_LATE))
             late[-1].waiting_us = int((now - waiting.arrived) * 1e6)

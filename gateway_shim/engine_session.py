@@ -75,6 +75,10 @@ class EngineSession:
         """Sound needs no credit. Raises EngineGone."""
         await self._write(pb.ProcessRequest(audio=pb.AudioBatch(blocks=blocks)))
 
+    async def set_latency_budget(self, budget_s: float) -> None:
+        """Of what is sent from here on. Raises EngineGone."""
+        await self._write(pb.ProcessRequest(latency_budget_ms=round(budget_s * 1000)))
+
     async def end_input(self) -> None:
         """Say that no frame follows; the engine answers what it holds and ends the call."""
         await self._write(pb.ProcessRequest(end_of_input=pb.EndOfInput()))

@@ -67,12 +67,12 @@ class Traffic:
         self._vain_deaths = vain_deaths
         self._on_text = on_text
         self._answered = asyncio.Event()  # frames came back
-        self._opened_budget_s = budget_s  # what the engine's session counts ages against
+        self._told_budget_s = budget_s  # what the engine's session counts ages against
         self._heard_at = 0.0  # loop time of the session's last message
 
     def begin(self, opened: pb.SessionOpened, budget_s: float) -> None:
         """A session is open, with that budget; before `send` and `read`."""
-        self._opened_budget_s = budget_s
+        self._told_budget_s = budget_s
         self._take_ends(opened)
         self.estimate.reset()
         self._heard_at = asyncio.get_running_loop().time()
@@ -101,6 +101,9 @@ class Traffic:
             while not self.estimate.room_for_another(self.budget_s, now()):
                 self._answered.clear()
                 await self._answered.wait()
+            if self.budget_s > self._told_budget_s:  # a shorter one is in the ages
+                self._told_budget_s = self.budget_s
+                await session.set_latency_budget(self._told_budget_s)
             await session.send(await self._batch(session))
 
     async def _batch(self, session: EngineSession) -> list[Frame]:
@@ -116,7 +119,7 @@ class Traffic:
         most = min(session.batch, session.credits)
         while True:
             self.estimate.sent(entry.frame_id, now())
-            batch.append(session.load(_frame(entry, now(), self._opened_budget_s), rows_of(entry.frame)))
+            batch.append(session.load(_frame(entry, now(), self._told_budget_s), rows_of(entry.frame)))
             if len(batch) >= most or not self.estimate.room_for_another(self.budget_s, now()):
                 return batch
             waiting = self._mailbox.take_waiting(needed_s)

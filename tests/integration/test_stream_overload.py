@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ from gateway_shim.localnet.measure import latencies_ms, percentile
 from gateway_shim.localnet.numbered import write_clip
 from gateway_shim.stream.pacing import TICKS, WINDOW_S
 from tests.fakes.engine_backend import StubBackend, workflow
-from tests.fakes.network import network
+from tests.fakes.network import Network, network
 
 BUDGET_MS = 400
 OUTCOMES = ("processed", "failed", "passed_through", "dropped")
@@ -74,6 +75,46 @@ async def test_sixty_frames_in_seven_out_within_the_budget_in_steady_memory(tmp_
     assert late < BUDGET_MS + frame_ms + 300, f"{late:.0f} ms"
     # Ten seconds; what leaks is a frame of 115 kB, and would be 70 MB of it.
     assert max(grown) < 8e6, grown
+
+
+async def test_a_longer_budget_lets_a_graph_be_in_time_that_was_too_slow_for_the_shorter_one(tmp_path: Path) -> None:
+    """The status says "raise latency_budget_ms"; whoever does gets what the graph can do, without a new session."""
+    clip = write_clip(tmp_path / "a.ts", frames=30, rate=15, gop=15)
+    backend = StubBackend()
+    backend.run_s = 0.4
+    async with network(tmp_path, backend=backend) as net:
+        params = {"prompts": json.loads(workflow(level=200)), "latency_budget_ms": 300}
+        stream = await net.start(params=params)
+        publishing = asyncio.create_task(stream.publish(clip, loops=12, realtime=True))
+        before = await frames_when(net, lambda frames: frames["received"] >= 45)
+        assert "raise latency_budget_ms" in await hint(net)
+        status, _ = await net.post("/stream/params", {"latency_budget_ms": 2500})
+        assert status == 200
+        after = await frames_when(net, lambda frames: frames["processed"] >= 10)
+        backend_graphs = {graph for graph, _ in backend.log}
+        publishing.cancel()
+        await asyncio.wait({publishing})
+        await net.post("/stream/stop", {}, **{"X-Stream-Id": "cam"})
+    # One try a second with the shorter one: 150 frames of input for ten of them. The graph itself needs 60.
+    assert before["processed"] == 0
+    assert after["received"] - before["received"] < 115, (before, after)
+    assert len(backend_graphs) <= 2, "of the warm-up and of the session"
+
+
+async def frames_when(net: Network, enough: Callable[[dict[str, int]], bool]) -> dict[str, int]:
+    while True:
+        frames: dict[str, int] = (await net.get("/stream/status"))["streams"]["cam"]["frames"]
+        if enough(frames):
+            return frames
+        await asyncio.sleep(0.05)
+
+
+async def hint(net: Network) -> str:
+    while True:
+        status = (await net.get("/stream/status"))["streams"]["cam"]["inference_status"]
+        if status["hint"]:
+            return str(status["hint"])
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("places", [None, 60], ids=["as many as it needs", "as memory has"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.audio import AudioFormat, SoundFeed
 from engine.backend import FrameIn, GraphFailed, PictureOut, RunResult
 from engine.credits import PIPELINE_FRAMES, Credits
 from engine.graph.workflow import Prompt
@@ -184,6 +186,26 @@ def test_budget_counts_age_and_waiting() -> None:
     assert run is not None
     assert [frame.frame_id for frame in run.frames] == [2]
     assert session.books.dropped_late == 1
+
+
+def test_another_budget_holds_for_frames_from_there_on() -> None:
+    now = 10.0
+    feed = SoundFeed(AudioFormat(), latency_budget_ms=BUDGET_MS)
+    parameters = Parameters({}, FakeGraph(), lambda _: None)
+    session = Session("s", VIDEO, parameters, Outbox(), latency_budget_ms=BUDGET_MS, sound=feed, clock=lambda: now)
+    session.opened(pb.SessionOpened())
+    session.accept([Frame(frame_id=1, planes=PLANES, age_ms=60)])
+    session.set_latency_budget(1000)
+    assert session.due_at() == pytest.approx(now + 0.04)
+    session.accept([Frame(frame_id=2, planes=PLANES, age_ms=60)])
+    now += 0.5
+    assert session.due_at() == pytest.approx(10.0 + 0.94)
+    assert session.books.dropped_late == 1
+    session.set_latency_budget(0)
+    session.accept([Frame(frame_id=3, planes=PLANES, age_ms=60)])
+    now += 60.0
+    assert session.due_at() == math.inf
+    assert session.books.dropped_late == 2
 
 
 def test_frames_that_the_quickest_run_would_finish_too_late_are_given_up() -> None:
