@@ -46,7 +46,10 @@ def error_from(exc: grpc.aio.AioRpcError) -> HeadraceError:
     for detail in status.details if status is not None else ():
         bad_request = error_details_pb2.BadRequest()
         if detail.Is(bad_request.DESCRIPTOR) and detail.Unpack(bad_request):
-            violations += [Violation(_path(field.field), field.description) for field in bad_request.field_violations]
+            violations += [
+                Violation(_path(field.field), field.description, reason=field.reason.lower())
+                for field in bad_request.field_violations
+            ]
         info = error_details_pb2.ErrorInfo()
         if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.reason == ALLOWED:
             allowed = {_path(path): text for path, text in info.metadata.items()}

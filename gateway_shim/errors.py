@@ -11,11 +11,15 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field that is wrong. ``path`` reads like ``nodes.5.inputs.strength`` or ``width``."""
+    """One field that is wrong. ``path`` reads like ``nodes.5.inputs.strength`` or ``width``.
+
+    ``reason``: stable, snake case, where the engine gave one; for us, not for callers.
+    """
 
     path: str
     message: str
     allowed: str = ""
+    reason: str = ""
 
     def as_json(self) -> dict[str, str]:
         entry = {"path": self.path, "message": self.message}

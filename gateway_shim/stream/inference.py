@@ -49,6 +49,11 @@ REOPEN_MAX_S = 2.0
 SUSPECT_S = 2.0
 SUSPECT_EVERY_S = 1.0
 
+#: Wait before a workflow is loaded again for which there was no memory, longer each time: every try takes turns from
+#: the streams that run.
+MEMORY_FIRST_S = 2.0
+MEMORY_MAX_S = 30.0
+
 #: How often a stream whose workflow was refused looks whether the engine is another one.
 LOOK_AGAIN_S = 2.0
 
@@ -159,7 +164,7 @@ class Inference:
 
     async def _keep_open(self) -> None:
         await self._format_known.wait()
-        pause_s = REOPEN_FIRST_S
+        pause_s, memory_pause_s = REOPEN_FIRST_S, MEMORY_FIRST_S
         failed: set[EngineClient] = set()  # since the last pause
         while True:
             if pick(self._engines) is None:
@@ -175,18 +180,23 @@ class Inference:
             except (WorkflowRefused, InvalidRequest) as exc:
                 if self.parameters.replaced.is_set():  # what was refused is not wanted any more
                     failed.discard(engine)
+                    memory_pause_s = MEMORY_FIRST_S
                     continue
                 self._mailbox.refuse("workflow_refused")
+                if not self._proven and pick(self._engines, self._stream_id, failed) is not None:
+                    continue  # another engine may have the nodes or the memory that this one lacks
+                again_s = memory_pause_s if not self._proven and _is_for_memory(exc) else None
                 findings = [each.as_json() for each in exc.violations]
-                self.failures.tell("workflow_refused", exc.message, errors=findings)
+                text = exc.message if again_s is None else f"{exc.message}; it is tried again in {again_s:.0f} s"
+                self.failures.tell("workflow_refused", text, errors=findings)
                 if self._proven:
                     # It ran before, so what is in the way may pass: memory that the dead engine still holds.
                     pause_s = await self._pause(failed, pause_s)
                     continue
                 self.parameters.refused = exc
                 self._decided.set()
-                await self._another_chance(engine)
-                pause_s = REOPEN_FIRST_S
+                await self._another_chance(failed, again_s)
+                pause_s, memory_pause_s = REOPEN_FIRST_S, min(2 * memory_pause_s, MEMORY_MAX_S)
             except (EngineGone, NotReady, NoSuchStream) as exc:
                 reason = "engine_busy" if isinstance(exc, NotReady) else "engine_gone"
                 self._mailbox.refuse(reason)
@@ -194,7 +204,7 @@ class Inference:
                 if isinstance(exc, EngineGone) and await self._died_of_it(engine, pid):
                     continue
                 if self._attempts > attempts:
-                    failed, pause_s = {engine}, REOPEN_FIRST_S
+                    failed, pause_s, memory_pause_s = {engine}, REOPEN_FIRST_S, MEMORY_FIRST_S
                 pause_s = await self._pause(failed, pause_s)
 
     async def _died_of_it(self, engine: EngineClient, pid: int) -> bool:
@@ -255,13 +265,26 @@ class Inference:
         await asyncio.sleep(pause_s)
         return min(pause_s * 2, REOPEN_MAX_S)
 
-    async def _another_chance(self, engine: EngineClient) -> None:
-        """Wait for another workflow, or for another engine: one that was restarted may have what this one lacks."""
-        restarts = engine.restarts
+    async def _another_chance(self, failed: set[EngineClient], within_s: float | None) -> None:
+        """Wait for another workflow, for another engine, or for a moment, when other streams may have left memory.
+
+        An engine that was restarted may have what it lacked, and is none of the ``failed`` any more.
+        """
+        restarts = {engine: engine.restarts for engine in failed}
+        loop = asyncio.get_running_loop()
+        until = None if within_s is None else loop.time() + within_s
         replaced = asyncio.create_task(self.parameters.replaced.wait(), name=f"workflow of {self._stream_id}")
         try:
-            while not replaced.done() and engine.restarts == restarts:
-                await asyncio.wait({replaced}, timeout=LOOK_AGAIN_S)
+            while not replaced.done():
+                failed -= {engine for engine, count in restarts.items() if engine.restarts != count}
+                if pick(self._engines, self._stream_id, failed) is not None:
+                    break
+                if until is not None and loop.time() >= until:
+                    break
+                left_s = LOOK_AGAIN_S if until is None else until - loop.time()
+                await asyncio.wait({replaced}, timeout=min(left_s, LOOK_AGAIN_S))
+            if replaced.done() or pick(self._engines, self._stream_id, failed) is None:
+                failed.clear()  # all of them, with another workflow or with more memory
             self._proven = False
         finally:
             replaced.cancel()
@@ -389,3 +412,7 @@ class Inference:
         while self.refused is None and not self._opened.is_set():
             self._decided.clear()
             await self._decided.wait()
+
+
+def _is_for_memory(error: HeadraceError) -> bool:
+    return any(violation.reason == "out_of_memory" for violation in error.violations)
