@@ -1,4 +1,4 @@
-"""Pictures of any size and format into one fixed size: scaled to cover it, then cut to its middle."""
+"""Pictures of any size, format and colour into one fixed form: scaled to cover it, then cut to its middle."""
 
 from __future__ import annotations
 
@@ -17,28 +17,32 @@ _EXTREME = 4
 
 
 class Fitter:
-    """Gives yuv420p frames of ``width`` x ``height`` (even). Frames that fit already come back as they are."""
+    """Gives yuv420p frames of ``width`` x ``height`` (even) and ``colour``; those that fit already as they are."""
 
     def __init__(self, width: int, height: int, colour: Colour) -> None:
         self._width = width
         self._height = height
-        self._range = colour.range_tag
+        self.colour = colour
         # One per shape: with several shapes a reformatter sets itself up again each time (hot-path.md section 9).
         self._reformatter = VideoReformatter()
-        self._shape: tuple[int, int, str] | None = None
+        self._shape: tuple[int, int, str, Colour] | None = None
 
     def fits(self, frame: av.VideoFrame) -> bool:
         return frame.width == self._width and frame.height == self._height and frame.format.name == _FORMAT
 
-    def fit(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """The middle of ``frame`` at our size; its samples keep matrix and range. ``frame`` is not written to."""
-        if self.fits(frame):
+    def fit(self, frame: av.VideoFrame, colour: Colour | None = None) -> av.VideoFrame:
+        """The middle of ``frame`` at our size and in our colour. ``frame`` is not written to.
+
+        colour: what its samples mean, where it is not ours: a source may switch to another camera.
+        """
+        colour = colour or self.colour
+        if self.fits(frame) and colour == self.colour:
             return frame
         width, height = cover(frame.width, frame.height, self._width, self._height)
         if width > _EXTREME * self._width or height > _EXTREME * self._height:
-            frame = self._trimmed(frame)
+            frame = self._trimmed(frame, colour)
             width, height = cover(frame.width, frame.height, self._width, self._height)
-        shape = (frame.width, frame.height, frame.format.name)
+        shape = (frame.width, frame.height, frame.format.name, colour)
         if shape != self._shape:
             self._reformatter, self._shape = VideoReformatter(), shape
         scaled = self._reformatter.reformat(
@@ -46,17 +50,19 @@ class Fitter:
             width,
             height,
             _FORMAT,
-            src_color_range=self._range,
-            dst_color_range=self._range,
+            src_colorspace=colour.matrix_tag,
+            dst_colorspace=self.colour.matrix_tag,
+            src_color_range=colour.range_tag,
+            dst_color_range=self.colour.range_tag,
             threads=1,
         )
         return scaled if self.fits(scaled) else _middle(scaled, self._width, self._height)
 
-    def _trimmed(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """The middle of a frame, of the target's shape or nearly so, at the frame's own scale."""
+    def _trimmed(self, frame: av.VideoFrame, colour: Colour) -> av.VideoFrame:
+        """The middle of a frame, of the target's shape or nearly so, at its own scale and in its own colour."""
         if frame.format.name not in (_FORMAT, "yuvj420p"):
             even = frame.width & ~1, frame.height & ~1
-            tags = {"src_color_range": self._range, "dst_color_range": self._range}
+            tags = {"src_color_range": colour.range_tag, "dst_color_range": colour.range_tag}
             frame = VideoReformatter().reformat(frame, *even, _FORMAT, threads=1, **tags)
         width, height = frame.width, frame.height
         if width * self._height >= height * self._width:

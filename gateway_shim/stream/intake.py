@@ -36,6 +36,7 @@ class Decoded:
     """One picture, ready for the engine and for the encoder; pts as it came.
 
     ``frame``: yuv420p of even size. Its samples belong to the decoder, for which they are references: read-only.
+    ``colour``: the stream's, the same for all.
     """
 
     frame: av.VideoFrame
@@ -199,4 +200,5 @@ class Intake:
             sides = self._size or (picture.width, picture.height)
             width, height = (min(max(side & ~1, MIN_SIDE), MAX_SIDE) for side in sides)
             self._fitter = Fitter(width, height, picture.colour)
-        return Decoded(self._fitter.fit(picture.frame), picture.pts, picture.colour)
+        # The engine's session and the encoder have the colour of the first picture for good.
+        return Decoded(self._fitter.fit(picture.frame, picture.colour), picture.pts, self._fitter.colour)

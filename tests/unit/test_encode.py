@@ -379,6 +379,34 @@ def test_other_formats_keep_their_range() -> None:
     assert np.array_equal(luma_of(fitted), luma_of(source))
 
 
+#: The same red in each system, as levels of Y, Cb and Cr: BT.601 and BT.709 section 3, limited and full range.
+REDS = {
+    Colour(): (81, 90, 240),
+    Colour("bt709"): (63, 102, 240),
+    Colour(full_range=True): (76, 85, 255),
+    Colour("bt709", full_range=True): (54, 99, 255),
+}
+
+
+@pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (WIDTH // 2, HEIGHT), (16, 4096)])
+@pytest.mark.parametrize("ours", REDS)
+@pytest.mark.parametrize("theirs", REDS)
+def test_pictures_of_another_colour_mean_the_same_afterwards(
+    ours: Colour, theirs: Colour, size: tuple[int, int]
+) -> None:
+    """A source may switch to another camera; the engine's session and the encoder have one colour for good."""
+    width, height = size
+    source = av.VideoFrame.from_ndarray(np.empty((height * 3 // 2, width), np.uint8), "yuv420p")
+    for plane, level in zip(plane_views(source), REDS[theirs], strict=True):
+        plane[:] = level
+    fitter = Fitter(WIDTH, HEIGHT, ours)
+    for _ in range(2):
+        fitted = fitter.fit(source, theirs)
+        levels = [float(plane.mean()) for plane in plane_views(fitted)]
+        assert levels == pytest.approx(REDS[ours], abs=2.5)
+    assert (fitter.fit(source, theirs) is source) == (size == (WIDTH, HEIGHT) and ours == theirs)
+
+
 @pytest.mark.parametrize(
     ("source", "target", "expected"),
     [
