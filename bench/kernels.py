@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -93,11 +94,14 @@ def stored(picture: cext.Planes, image: NDArray[np.float32]) -> None:
     _pixels.stream_from(before)
 
 
+def limit_forward(pool: Pool, way: str, index: int) -> None:
+    _pixels.limit_forward(pool.flat[index], pool.images[index].reshape(-1), way)
+
+
 def candidates(pool: Pool) -> dict[str, Call]:
     """Limits and kernels by name; each takes the index of the buffers to use."""
     limits: dict[str, Call] = {
-        "limit_forward_stream": lambda i: _pixels.limit_forward(pool.flat[i], pool.images[i].reshape(-1), True),
-        "limit_forward_store": lambda i: _pixels.limit_forward(pool.flat[i], pool.images[i].reshape(-1), False),
+        **{f"limit_forward_{way}": partial(limit_forward, pool, way) for way in ("stream", "store", "ahead")},
         "limit_back_ahead": lambda i: _pixels.limit_back(pool.images[i].reshape(-1), pool.flat[i], True),
         "limit_back_plain": lambda i: _pixels.limit_back(pool.images[i].reshape(-1), pool.flat[i], False),
     }

@@ -45,7 +45,8 @@ cdef extern from "kernels.h" nogil:
     const hr_backend hr_c
     const hr_backend *hr_find(const char *name)
     size_t hr_tune()
-    void hr_limit_forward(const uint8_t *source, float *destination, size_t pixels, int stream)
+    int HR_LIMIT_STORE, HR_LIMIT_STREAM, HR_LIMIT_AHEAD
+    void hr_limit_forward(const uint8_t *source, float *destination, size_t pixels, int way)
     void hr_limit_back(const float *source, uint8_t *destination, size_t pixels, int ahead)
 
 
@@ -358,14 +359,16 @@ def plain_from_image(image, buffer, colour):
         PyBuffer_Release(&read)
 
 
-def limit_forward(source, destination, bint stream):
-    """For the bench: reads 1.5 and writes 12 bytes a pixel, 64-byte aligned arrays, no arithmetic."""
+def limit_forward(source, destination, str way):
+    """For the bench: reads 1.5 and writes 12 bytes a pixel, 64-byte aligned arrays, no arithmetic. ``way``: "store",
+    "stream", or "ahead", which stores where it has asked for the line before."""
+    cdef int number = {"store": HR_LIMIT_STORE, "stream": HR_LIMIT_STREAM, "ahead": HR_LIMIT_AHEAD}[way]
     cdef Memory read, written
     look(source, False, &read)
     look(destination, True, &written)
     cdef size_t pixels = written.shape[0] // 3
     with nogil:
-        hr_limit_forward(<const uint8_t *>read.data, <float *>written.data, pixels, stream)
+        hr_limit_forward(<const uint8_t *>read.data, <float *>written.data, pixels, number)
 
 
 def limit_back(source, destination, bint ahead):

@@ -110,7 +110,8 @@ void hr_values_to_image(const uint8_t *in, void *out, ptrdiff_t i, ptrdiff_t cou
 void hr_row_to_rgb24(const void *in, uint8_t *out, int x, int width, int pixel, int half);
 
 /* Memory limits, for the bench only (limits.c): the bytes that a float32 conversion of n pixels reads and writes. */
-void hr_limit_forward(const uint8_t *source, float *destination, size_t pixels, int stream);
+enum { HR_LIMIT_STORE, HR_LIMIT_STREAM, HR_LIMIT_AHEAD };
+void hr_limit_forward(const uint8_t *source, float *destination, size_t pixels, int way);
 void hr_limit_back(const float *source, uint8_t *destination, size_t pixels, int ahead);
 
 HR_INLINE int64_t hr_load64(const uint8_t *bytes) {

@@ -179,7 +179,8 @@ class ComfyGraph:
         # A picture that was made of no frame stands for all of them.
         rest = None
         if given and not self._workflow.image_inputs and len(frames) > len(given):
-            rest = PictureOut(bytes(given[-1].planes), given[-1].width, given[-1].height)  # a slot is one frame's
+            # A copy, because a slot is one frame's and is free with its answer.
+            rest = PictureOut(bytes(given[-1].planes), given[-1].width, given[-1].height)
         pictures += [rest] * (len(frames) - len(pictures))
         heard, problem = self._sound_of(output, sound)
         done = time.perf_counter_ns()

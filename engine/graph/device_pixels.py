@@ -51,7 +51,7 @@ class DevicePixels:
             view = memoryview(picture)
             if view.nbytes != size:
                 raise ValueError(f"a picture of {width} x {height} needs {size} bytes, not {view.nbytes}")
-            row.numpy()[:] = view
+            row.numpy()[:] = view  # a copy more than the CPU's conversion makes, which reads the slot itself
         planes = staged.to(self.device, non_blocking=True)
         self._up.in_flight()
         return self._rgb(planes, width, height)
@@ -71,7 +71,7 @@ class DevicePixels:
         self._down.in_flight()
         self._down.wait()
         for row, view in zip(staged, views, strict=True):
-            view[:] = memoryview(row.numpy())
+            view[:] = memoryview(row.numpy())  # another one: a slot is no memory that the device can write
 
     def _rgb(self, planes: torch.Tensor, width: int, height: int) -> torch.Tensor:
         count = len(planes)

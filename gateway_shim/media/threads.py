@@ -1,4 +1,4 @@
-"""How many threads a codec gets: one, unless there are cores to spare and pictures that need them.
+"""How many threads a codec gets: one, unless there are cores to spare; the encoder no more than its pictures need.
 
 On busy cores a second thread buys nothing and costs up to 14 % CPU (hot-path.md section 5), and x264's slices cost
 quality. One thread of x264 superfast does 150 million pixels a second there, the decoder three times as many.
