@@ -94,9 +94,11 @@ class EngineLane:
         if self.room > 0:
             return
         self._loop = asyncio.get_running_loop()
-        self._wanted = True
         try:
-            while not self._is_worth_it:
+            while True:
+                self._wanted = True  # before the look: what is let go of after it wakes us
+                if self._is_worth_it:
+                    return
                 self._changed.clear()
                 await self._changed.wait()
         finally:
@@ -107,9 +109,11 @@ class EngineLane:
         return self.room >= self._reply_slots // 2
 
     def _let_go(self, slot: int) -> None:
-        """On any thread. The loop is woken once, not for each slot on the way."""
+        """On any thread. The loop is woken once, not for each slot on the way, nor for those of a hop that come after:
+        a wake-up is a write to a socket, with the interpreter's lock let go of and fought for."""
         self._done.append(slot)
         if self._wanted and self._loop is not None and self._is_worth_it:
+            self._wanted = False
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._changed.set)
 

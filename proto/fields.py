@@ -4,8 +4,7 @@ The messages are in ``frames`` and ``results``.
 
 Byte for byte the messages of ``engine.proto``: either end may be the generated code of any language. That code costs
 a copy for setting ``planes``, one for serialising, one for parsing and one for reading them out. Here writing is one
-copy, from the decoder's rows into the message (rows with padding are packed before it, ``media/rows.py``), and reading
-none.
+copy, from the decoder's rows into the message (rows with padding are packed before it), and reading none.
 
 What is not plainly one of the two messages goes to the generated code: every other message, and bytes that only it
 can tell sense from nonsense (groups, merged outcomes). So does what has no planes in it, because they lie in slots:
@@ -13,8 +12,8 @@ there is no copy to save, and four frames there and back take it 22 us, written 
 
 Copies of a picture on this lane, each way: 1 of 5, into the message (the two ``encode``); 2, gRPC's own out of
 ``bytes``; 3 and 4, into the kernel's socket and out of it; 5, gRPC's join of what came (a bytearray, then bytes of
-it: twice). There and back, both ends: 0.5 CPU seconds per GB at 1080p and 720p on an EPYC, 1.5 on a Cascade Lake whose
-memory is a quarter as fast (docs/performance.md); the generated code takes about twice that (hot-path.md section 4).
+it: twice). There and back, both ends: 0.5 CPU seconds per GB at 1080p and 720p on an EPYC, 1.5 on a Cascade Lake with
+memory a quarter as fast (docs/performance.md); the generated code takes about twice that (hot-path.md section 4).
 """
 
 from __future__ import annotations
