@@ -259,12 +259,16 @@ class Appliance:
         marks: range,
         interval_s: float | None = None,
         ahead: int = AHEAD,
+        codec_only: int = 0,
         on_unit: Callable[[], None] = lambda: None,
     ) -> Watched:
         """One stream of ``frames`` frames. interval_s: between two of them; None: as fast as they get through.
 
-        A reading is taken when as many frames have arrived as ``marks`` says.
+        A reading is taken when as many frames have arrived as ``marks`` says. codec_only: frames up to which no stage
+        but the codec is timed.
         """
+        for page in self._pages:
+            page.watch_all(not codec_only)
         self._streams += 1
         name = f"bench-{self._streams}"
         path = self.folder / f"{name}.ts"
@@ -285,6 +289,9 @@ class Appliance:
                 on_unit()
                 if throttle.arrived in marks:
                     readings.append(self.reading(throttle.arrived))
+                if throttle.arrived == codec_only:
+                    for page in self._pages:
+                        page.watch_all(True)
                 if throttle.arrived == frames:
                     all_there.set()
 

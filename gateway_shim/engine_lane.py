@@ -109,8 +109,8 @@ class EngineLane:
         return self.room >= self._reply_slots // 2
 
     def _let_go(self, slot: int) -> None:
-        """On any thread. The loop is woken once, not for each slot on the way, nor for those of a hop that come after:
-        a wake-up is a write to a socket, with the interpreter's lock let go of and fought for."""
+        """On any thread. The loop is woken once, neither for each slot on the way nor for those of a hop that come
+        after: a wake-up is a write to a socket, with the interpreter's lock let go of and fought for."""
         self._done.append(slot)
         if self._wanted and self._loop is not None and self._is_worth_it:
             self._wanted = False
