@@ -84,7 +84,8 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
     plain = (bool, int, float, str, bytes, type(None))
-    return isinstance(one, plain) and isinstance(other, plain) and bool(one == other)
+    # Of one type: 1, 1.0 and True are equal, and a node that takes anything makes another thing of each.
+    return isinstance(one, plain) and type(one) is type(other) and bool(one == other)
 
 
 def key_set_class(stock: type, stamps: Stamps) -> type:

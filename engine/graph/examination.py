@@ -52,7 +52,7 @@ class Examiner:
                 self._execution.validate_prompt(str(uuid.uuid4()), copy, None)
             )
         if not valid:
-            node_errors |= loop.run_until_complete(self._errors_of(copy, reachable(prompt, definitions)))
+            node_errors |= loop.run_until_complete(self._errors_of(copy, reachable(prompt, definitions), definitions))
         said = {(item.node_id, item.input) for item in findings} | broken
         refused = {item.node_id for item in findings if item.code == "refused_node"}
         for item in self._value_findings(prompt, copy, node_errors, definitions):
@@ -66,12 +66,26 @@ class Examiner:
             findings.append(finding("refused_by_comfyui", text, "queue it in ComfyUI itself to see more"))
         return copy, findings
 
-    async def _errors_of(self, prompt: Prompt, node_ids: list[str]) -> dict[str, Any]:
-        """What ComfyUI says about each of these nodes, in the shape of ``validate_prompt``."""
+    async def _errors_of(self, prompt: Prompt, node_ids: list[str], definitions: Definitions) -> dict[str, Any]:
+        """What ComfyUI says about each of these nodes, in the shape of ``validate_prompt``.
+
+        A class's own check may raise, where an input that it looks at is missing or linked; what ComfyUI had found is
+        lost then.
+        """
         validated: dict[str, Any] = {}
         for node_id in node_ids:
-            if node_id in prompt and node_id not in validated:
+            if node_id not in prompt or node_id in validated:
+                continue
+            try:
                 await self._execution.validate_inputs(str(uuid.uuid4()), prompt, node_id, validated)
+            except Exception as exc:  # whatever a pack's code raises
+                missing = [
+                    {"type": "required_input_missing", "extra_info": {"input_name": item.name}}
+                    for item in definitions[prompt[node_id]["class_type"]].inputs
+                    if item.required and item.name not in prompt[node_id]["inputs"]
+                ]
+                text = f"its own check of its inputs failed: {type(exc).__name__}: {exc}"
+                validated[node_id] = (False, missing or [{"type": "check_failed", "message": text}], node_id)
         return {node_id: {"errors": errors} for node_id, (_, errors, _) in validated.items() if errors}
 
     def _value_findings(

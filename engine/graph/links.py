@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +24,27 @@ def is_link(value: Any) -> bool:
     )
 
 
+def plain(value: Any) -> Any:
+    """``value`` without the wrapper ``{"__value__": ...}``, which ComfyUI takes off and only a list needs, to be told
+    from a link. So that what is checked is what nodes get; ComfyUI's own checks come before its unwrapping, or after.
+    """
+    inner = value
+    while isinstance(inner, Mapping) and "__value__" in inner:
+        inner = inner["__value__"]
+    return {"__value__": inner} if isinstance(inner, list) and inner is not value else inner
+
+
+def reads_like_a_link(value: Any) -> bool:
+    """Whether it is a list in its wrapper that ComfyUI would take for a link without it, and follow."""
+    inner = value.get("__value__") if isinstance(value, Mapping) else None
+    return (
+        isinstance(inner, list)
+        and len(inner) == 2
+        and isinstance(inner[0], str)
+        and isinstance(inner[1], int | float)
+    )
+
+
 def check_links(prompt: Prompt, known: Collection[str] = ()) -> list[Finding]:
     """Every list among the inputs is a link to a node that exists, and no node feeds itself.
 
@@ -32,6 +53,11 @@ def check_links(prompt: Prompt, known: Collection[str] = ()) -> list[Finding]:
     findings: list[Finding] = []
     for node_id, node in prompt.items():
         for name, value in node["inputs"].items():
+            if reads_like_a_link(value):
+                message = "a list of a text and a number cannot be a value: ComfyUI takes it for a link"
+                findings.append(
+                    finding("bad_value", message, "write another list", prompt=prompt, node_id=node_id, input=name)
+                )
             if not isinstance(value, list):
                 continue
             if not is_link(value) or value[1] < 0:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from .findings import Finding, Prompt, Severity, finding
 
@@ -21,6 +21,14 @@ MAX_INPUTS: Final = 2
 MAX_OUTPUTS: Final = 3
 
 
+def is_primary(node: Mapping[str, Any]) -> bool:
+    """Whether it is the primary input, or what was made of one: clients send the engine's own prompt again, and that
+    has to mean the same."""
+    meta = node.get("_meta")
+    made = node["class_type"] == LIVE_IMAGE_INPUT and isinstance(meta, Mapping) and meta.get("primary") is True
+    return made or node["class_type"] == PRIMARY_INPUT
+
+
 def check_ends(prompt: Prompt) -> list[Finding]:
     """Whether there is one live input and an output, within ComfyStream's limits (protocol.md 5.3)."""
 
@@ -35,7 +43,8 @@ def check_ends(prompt: Prompt) -> list[Finding]:
             code, message + listed, remedy, prompt=prompt, node_id=ids[-1] if ids else "", severity=severity
         )
 
-    primaries, inputs, files = of(PRIMARY_INPUT), of(*INPUT_CLASSES), of(FILE_IMAGE_INPUT)
+    primaries = [node_id for node_id, node in prompt.items() if is_primary(node)]
+    inputs, files = of(*INPUT_CLASSES), of(FILE_IMAGE_INPUT)
     outputs, pictures = of(*OUTPUT_CLASSES), of(LIVE_IMAGE_OUTPUT, *FILE_IMAGE_OUTPUTS)
     findings: list[Finding] = []
     if len(primaries) > MAX_PRIMARY_INPUTS:
@@ -77,9 +86,11 @@ def make_live(prompt: Prompt, *, every_file: bool = False) -> Prompt:
     Ids, titles and links stay, so that overrides and remarks about a node still find it.
     """
     files = [node_id for node_id, node in prompt.items() if node["class_type"] == FILE_IMAGE_INPUT]
-    primary = any(node["class_type"] == PRIMARY_INPUT for node in prompt.values())
+    primary = any(map(is_primary, prompt.values()))
     live_files = files if not primary and (every_file or len(files) == 1) else []
     for node_id, node in prompt.items():
+        if is_primary(node):
+            node["_meta"] = {**node.get("_meta", {}), "primary": True}
         if node["class_type"] == PRIMARY_INPUT or node_id in live_files:
             node["class_type"], node["inputs"] = LIVE_IMAGE_INPUT, {}
         elif node["class_type"] in FILE_IMAGE_OUTPUTS:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from .links import plain, reads_like_a_link
 from .schema import ANY, COMBO, LITERAL_TYPES, Definitions, InputDefinition, NodeDefinition
 from .workflow import Prompt, did_you_mean, find_cycle, is_link, title_of
 
@@ -138,6 +139,9 @@ def _listing(names: list[str]) -> str:
 
 
 def _checked(value: Any, current: Any, expected: InputDefinition, prompt: Prompt, definitions: Definitions) -> Any:
+    value = plain(value)
+    if reads_like_a_link(value):
+        raise _RefusedError("a list of a text and a number cannot be a value: ComfyUI takes it for a link", "")
     if isinstance(value, list):
         return _checked_link(value, expected, prompt, definitions)
     if is_link(current):

@@ -74,7 +74,12 @@ class Step:
 
     def connect(self, steps: Mapping[str, Step], instance: Instance, prompt_id: str) -> None:
         """Find the steps that the links lead to. ``instance`` may be one that an earlier plan used."""
-        self._fast = tuple((name, steps[source], index) for name, (source, index) in self._links.items())
+        # A class that never asks never gets a lazy input, unless it waits for that node on account of another one.
+        self._fast = tuple(
+            (name, steps[source], index)
+            for name, (source, index) in self._links.items()
+            if self.lazy_check or name not in self.lazy or source in self.sources
+        )
         self._context = self._context._replace(prompt_id=prompt_id)
         self.instance = instance
         if self._class.asks_for_the_prompt:

@@ -26,6 +26,8 @@ class InputDefinition:
     ``choices`` are those of a COMBO, each a JSON value. ``force_input``: a socket in the editor, literals still work.
     ``control``: the editor puts a widget behind it that says how the value changes after each run.
     ``folder``: the choices are the files of this model folder (a name of ComfyUI's, such as "checkpoints").
+    ``widget_type``: what the editor shows for it, where that is not its type. ``dynamic_prompt``: the editor takes
+    comments out of the text and makes its choices (``{a|b}``) when it queues it.
     """
 
     name: str
@@ -42,6 +44,8 @@ class InputDefinition:
     lazy: bool = False
     control: bool = False
     folder: str = ""
+    widget_type: str = ""
+    dynamic_prompt: bool = False
 
     @property
     def types(self) -> frozenset[str]:
@@ -150,6 +154,8 @@ def _input(name: str, declaration: Any, *, required: bool) -> InputDefinition:
         lazy=bool(options.get("lazy", False)),
         control=bool(control),
         folder=_text(getattr(choices, "folder", "")),
+        widget_type=_text(options.get("widgetType", "")),
+        dynamic_prompt=bool(options.get("dynamicPrompts", False)),
     )
 
 

@@ -40,8 +40,7 @@ def _check_node(prompt: Prompt, node_id: str, definitions: Definitions, *, refus
         yield finding("foreign_output", message, "remove it unless that is meant", prompt=prompt, node_id=node_id,
                       severity=Severity.WARNING)  # fmt: skip
     if reads_files(class_type) and not refused:
-        # The class itself would take any path that exists; the operator allowed the files that it lists.
-        yield from check_choices(prompt, node_id, definitions, code="missing_file")
+        yield from _check_files(prompt, node_id, definitions)
     for name, value in prompt[node_id]["inputs"].items():
         feeder = prompt.get(value[0]) if is_link(value) else None
         source = definitions.get(feeder["class_type"]) if feeder is not None else None
@@ -114,18 +113,33 @@ def _leads_somewhere(value: Any, prompt: Prompt, definitions: Definitions) -> bo
     )
 
 
-def check_choices(
-    prompt: Prompt, node_id: str, definitions: Definitions, *, code: str = "unknown_choice"
-) -> Iterator[Finding]:
+def check_choices(prompt: Prompt, node_id: str, definitions: Definitions) -> Iterator[Finding]:
     """Values that are none of a COMBO's choices: ComfyUI's own validation does not look at those of V3 nodes."""
     definition = definitions[prompt[node_id]["class_type"]]
     for name, value in prompt[node_id]["inputs"].items():
         expected = definition.input(name)
         if expected is None or expected.type != COMBO or isinstance(value, list | dict):
             continue
-        if value not in expected.choices and (expected.choices or expected.folder or code != "unknown_choice"):
+        if value not in expected.choices and (expected.choices or expected.folder):
             message, remedy = f"{value!r} is not one of its choices", f"it takes {allowed_values(expected)}"
-            yield finding(code, message, remedy, prompt=prompt, node_id=node_id, input=name)
+            yield finding("unknown_choice", message, remedy, prompt=prompt, node_id=node_id, input=name)
+
+
+def _check_files(prompt: Prompt, node_id: str, definitions: Definitions) -> Iterator[Finding]:
+    """The class itself would take any path that exists; the operator allowed the files that it lists."""
+    definition = definitions[prompt[node_id]["class_type"]]
+    for name, value in prompt[node_id]["inputs"].items():
+        expected = definition.input(name)
+        if expected is None or expected.type != COMBO:
+            continue
+        if isinstance(value, list):
+            message = "the file's name comes over a link, from where it could be any file's"
+            remedy = f"write the name itself: {allowed_values(expected)}"
+        elif value not in expected.choices:
+            message, remedy = f"{value!r} is not one of its choices", f"it takes {allowed_values(expected)}"
+        else:
+            continue
+        yield finding("missing_file", message, remedy, prompt=prompt, node_id=node_id, input=name)
 
 
 def translated(prompt: Prompt, node_id: str, definitions: Definitions, error: Mapping[str, Any]) -> Finding:
@@ -145,7 +159,8 @@ def translated(prompt: Prompt, node_id: str, definitions: Definitions, error: Ma
             "type_mismatch", f"is linked to an output of type {error.get('extra_info', {}).get('received_type')}"
         ),
     }  # fmt: skip
-    fallback = (str(error.get("type", "refused")), f"{error.get('message', '')}: {error.get('details', '')}"[:500])
+    text = f"{error.get('message', '')}: {error.get('details', '')}" if error.get("details") else error.get("message")
+    fallback = (str(error.get("type", "refused")), str(text)[:500])
     code, message = codes.get(str(error.get("type")), fallback)
     return finding(
         code, message, f"it takes {allowed}" if allowed else "", prompt=prompt, node_id=node_id, input=name

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .drawing import Drawn
+from .dynamic_prompt import chosen
 from .schema import COMBO, LITERAL_TYPES, InputDefinition, NodeDefinition
 
 #: Values of the widget that the editor puts behind a seed: what it does with it after each run.
@@ -30,6 +31,9 @@ def widget_values(node: Drawn, definition: NodeDefinition | None) -> tuple[dict[
     if isinstance(values, Mapping):  # some packs save names
         names = None if definition is None else {item.name for item in definition.inputs}
         given = {str(key): wrapped(value) for key, value in values.items() if names is None or key in names}
+        for item in definition.inputs if definition is not None else ():
+            if item.name in given:
+                given[item.name] = _queued(item, given[item.name])
         return given, 0
     row = list(values) if isinstance(values, list) else []
     if definition is None:
@@ -40,7 +44,7 @@ def widget_values(node: Drawn, definition: NodeDefinition | None) -> tuple[dict[
     position = 0
     for index, widget in enumerate(widgets):
         value = row[position] if position < len(row) else None
-        result |= _initial(widget) if value is None else {widget.name: wrapped(value)}
+        result |= _initial(widget) if value is None else {widget.name: wrapped(_queued(widget, value))}
         position += 1
         following = widgets[index + 1] if index + 1 < len(widgets) else None
         position += _editors_own(row, position, widget, following, len(widgets) - index - 1)
@@ -60,7 +64,8 @@ def _widgets(node: Drawn, definition: NodeDefinition, count: int) -> Iterator[In
 
 
 def is_literal(item: InputDefinition) -> bool:
-    return bool(item.types & LITERAL_TYPES) and not item.force_input
+    """Whether the editor has a widget for it: one of several types (INT,FLOAT) is a socket, unless it names one."""
+    return (item.widget_type or item.type) in LITERAL_TYPES and not item.force_input
 
 
 def _editors_own(
@@ -78,6 +83,11 @@ def _editors_own(
 
 def _takes(widget: InputDefinition, value: str) -> bool:
     return "STRING" in widget.types or value in widget.choices
+
+
+def _queued(widget: InputDefinition, value: Any) -> Any:
+    """A saved value as the editor would queue it."""
+    return chosen(value) if widget.dynamic_prompt and isinstance(value, str) else value
 
 
 def _initial(widget: InputDefinition) -> dict[str, Any]:

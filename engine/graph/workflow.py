@@ -8,14 +8,15 @@ definitions is said here, all of it at once; what needs them is said by ``valida
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .editor import is_drawing, to_prompt
 from .findings import Finding, Prompt, Severity, WorkflowError, any_of, did_you_mean, finding, title_of
-from .links import Circle, check_links, circles, find_cycle, is_link
-from .live_ends import LIVE_IMAGE_INPUT, LIVE_IMAGE_OUTPUT, check_ends, make_live
+from .links import Circle, check_links, circles, find_cycle, is_link, plain
+from .live_ends import LIVE_IMAGE_INPUT, LIVE_IMAGE_OUTPUT, check_ends, is_primary, make_live
 from .schema import Definitions
 
 __all__ = [
@@ -156,15 +157,21 @@ def load_json(source: str | bytes) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        value = json.loads(source, parse_constant=refuse)
+        value = json.loads(source, parse_constant=refuse, parse_float=_finite)
         escapes = "\\u" in source if isinstance(source, str) else b"\\u" in source
         if escapes:
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except UnicodeEncodeError:  # a ValueError too, but not one of the text
+    except UnicodeEncodeError:  # which is a ValueError itself
         raise ValueError("a string holds half of a surrogate pair") from None
     return value
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text} is beyond the numbers that a double has")
+    return number
 
 
 def read(document: Any, *, max_nodes: int = MAX_NODES, definitions: Definitions | None = None) -> Reading:
@@ -206,8 +213,9 @@ def _own_node(node: Mapping[str, Any]) -> dict[str, Any]:
     """A copy with the fields that count. The rest must not travel: the executor takes ``is_changed`` of a node for
     its own note and would never run the node again."""
     title = title_of(node)
-    copy = {"class_type": node["class_type"], "inputs": _copy(node.get("inputs", {}))}
-    return copy | ({"_meta": {"title": title}} if title else {})
+    inputs = {name: plain(value) for name, value in _copy(node.get("inputs", {})).items()}
+    meta = ({"title": title} if title else {}) | ({"primary": True} if is_primary(node) else {})
+    return {"class_type": node["class_type"], "inputs": inputs} | ({"_meta": meta} if meta else {})
 
 
 def _copy(value: Any) -> Any:

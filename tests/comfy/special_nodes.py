@@ -32,6 +32,21 @@ class Expands:
         return {"result": (mixed.out(0),), "expand": builder.finalize()}
 
 
+class NeverAsks:
+    """Has a lazy input and no check_lazy_status: it never gets it."""
+
+    CATEGORY = "fakes"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": ("IMAGE",), "other": ("IMAGE", {"lazy": True})}}
+
+    def run(self, image: torch.Tensor, other: torch.Tensor | None) -> tuple[torch.Tensor]:
+        return (image if other is None else other,)
+
+
 class Lazy:
     """Asks for ``second`` only when ``use_second`` is set."""
 
@@ -135,4 +150,4 @@ class Changed:
         return (torch.full((1, 8, 8, 3), 0.625),)
 
 
-CLASSES = {node.__name__: node for node in (Expands, Lazy, Async, Blocks, Modern, Changed)}
+CLASSES = {node.__name__: node for node in (Expands, Lazy, NeverAsks, Async, Blocks, Modern, Changed)}

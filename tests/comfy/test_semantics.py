@@ -89,6 +89,22 @@ def test_a_lazy_input_that_is_not_asked_for_does_not_run(host, runner, special):
     assert shown(runner, 0.5) == 0.25
 
 
+@pytest.mark.parametrize("kind", ["stock", "executor", "plan"])
+@pytest.mark.parametrize("used", [False, True], ids=["alone", "beside another input"])
+def test_a_lazy_input_that_a_class_cannot_ask_for_does_not_come(host, special, kind, used):
+    """Not even where another node needed what is behind it."""
+    prompt = graph(
+        still=("StaticColour", {"level": 0.25}),
+        it=("NeverAsks", {"image": ["still" if used else "live", 0], "other": ["still", 0]}),
+        save=("SaveTensor", {"images": ["it", 0]}),
+        also=("SaveTensor", {"images": ["still", 0]}),
+    )
+    runner = host.new_runner(kind)
+    runner.load(prompt)
+    assert shown(runner, 0.5) == (0.25 if used else 0.5)
+    runner.close()
+
+
 @pytest.mark.parametrize("runner", ["executor", "auto"], indirect=True)
 def test_an_expansion_runs_every_frame_and_keeps_its_static_part(host, runner, special):
     runner.load(

@@ -259,7 +259,8 @@ async def network(
     async with contextlib.AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker())
         addresses = [f"{settings_for(directory).address}{number or ''}" for number in range(engines)]
-        settings = {"listen_port": 0, "drain_s": 0.0, "run_dir": directory} | settings
+        lane = os.environ.get("HEADRACE_TEST_LANE", "auto")
+        settings = {"listen_port": 0, "drain_s": 0.0, "run_dir": directory, "lane": lane} | settings
         shim = await stack.enter_async_context(running(Settings(engine_address=",".join(addresses), **settings)))
         http = await stack.enter_async_context(open_http())
         net = Network(broker, shim, http, directory, backend, comfyui, stub)

@@ -39,6 +39,10 @@ DEFINITIONS = {
         definition("Many", (InputDefinition("list", "COMBO", True, choices=("x",)),
                             InputDefinition("curve", "CURVE", True)), "IMAGE"),
         definition("Model", (), "MODEL"),
+        definition("Several", (IMAGE, InputDefinition("amount", "INT,FLOAT", True, "1"),
+                               InputDefinition("size", "INT,FLOAT", True, "1", widget_type="FLOAT"),
+                               InputDefinition("mode", "COMBO", True, choices=("a", "b")),
+                               InputDefinition("text", "STRING", True, dynamic_prompt=True)), "IMAGE"),
     )
 }  # fmt: skip
 
@@ -159,6 +163,17 @@ def test_widget_types_of_packs_have_values_when_no_socket_is_drawn():
     values = ["x", [[0, 0], [1, 1]]]
     document = drawing(CAMERA, node(2, "Many", [], "IMAGE", values), viewers(1), links=[[1, 2, 0, 9, 0, "IMAGE"]])
     assert converted(document)["2"] == {"list": "x", "curve": {"__value__": [[0, 0], [1, 1]]}}
+
+
+def test_an_input_of_several_types_is_a_socket_unless_it_names_a_widget():
+    document = drawing(
+        CAMERA,
+        node(2, "PrimitiveNode", outputs="INT", values=[12, "fixed"]),
+        node(3, "Several", [("image", "IMAGE", 1), ("amount", "INT,FLOAT", None)], "IMAGE", [2.5, "b", "a // b"]),
+        viewers(3),
+        links=[[1, 1, 0, 3, 0, "IMAGE"], [3, 3, 0, 9, 0, "IMAGE"]],
+    )
+    assert converted(document)["3"] == {"image": ["1", 0], "size": 2.5, "mode": "b", "text": "a "}
 
 
 def test_reroutes_notes_and_named_links_are_only_drawn():

@@ -62,6 +62,9 @@ def test_the_prompt_stays_and_untouched_nodes_are_shared():
         ("either", 2, 2),
         ("either", 2.5, 2.5),
         ("anything", {"x": 1}, {"x": 1}),
+        ("anything", {"__value__": {"__value__": 7}}, 7),
+        ("anything", {"__value__": ["a", "b"]}, {"__value__": ["a", "b"]}),
+        ("strength", {"__value__": 2}, 2.0),
         ("colour", {"r": 2}, {"r": 2}),
     ],
 )
@@ -75,6 +78,9 @@ def test_values_that_fit_arrive_in_the_type_that_nodes_expect(name, value, expec
     ("name", "value", "allowed"),
     [
         ("strength", 10.1, "a number from 0.0 to 10.0"),
+        ("strength", {"__value__": 10.1}, "a number from 0.0 to 10.0"),
+        ("anything", {"__value__": ["6", 0]}, ""),
+        ("anything", {"__value__": ["6", 0.5]}, ""),
         ("strength", -1, "a number from 0.0 to 10.0"),
         ("strength", "2", "a number from 0.0 to 10.0"),
         ("strength", True, "a number from 0.0 to 10.0"),

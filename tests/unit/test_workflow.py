@@ -257,3 +257,44 @@ def test_the_mask_of_the_live_picture_is_memory_only_where_it_is_taken(taken: bo
         _, mask = LoadTensor().load()
     assert torch.equal(mask, torch.zeros(2, 4, 6))
     assert mask.is_contiguous() is taken
+
+
+@pytest.mark.parametrize("value", [5, "text", {"a": 1}, [1, 2, 3], ["a", "b"], [["1", 0]]])
+def test_a_wrapped_value_is_read_as_nodes_get_it(value: Any) -> None:
+    wrapped = {"__value__": {"__value__": value}}
+    prompt = parse({"1": node("LoadTensor"), "2": node("SaveTensor", images=["1", 0], x=wrapped)}).prompt
+    assert prompt["2"]["inputs"]["x"] == ({"__value__": value} if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize("value", [["1", 0], ["nope", 3], ["2", 0], ["1", 0.5], ["1", True]])
+def test_a_wrapped_list_that_comfyui_would_follow_is_no_value(value: list[Any]) -> None:
+    document = {"1": node("LoadTensor"), "2": node("SaveTensor", images={"__value__": value})}
+    assert refused(document)["bad_value"].path == "nodes.2.inputs.images"
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e400"])
+def test_a_number_that_no_double_holds_is_not_json(number: str) -> None:
+    document = json.dumps({"1": node("LoadTensor"), "2": node("SaveTensor", images=["1", 0])})
+    found = refused(document.replace('"images"', f'"x": {number}, "images"'))
+    assert number in found["not_json"].message
+
+
+def test_the_engines_own_prompt_reads_the_same_again() -> None:
+    """DescribeSession gives it, and clients open the next session with it."""
+    file_beside_the_primary_one = {
+        "1": node("PrimaryInputLoadImage", "Camera"),
+        "2": node("LoadImage", image="logo.png"),
+        "3": node("SaveImage", images=["2", 0]),
+    }
+    more_than_two_inputs = {
+        "1": node("PrimaryInputLoadImage"),
+        "2": node("LoadTensor"),
+        "3": node("LoadAudioTensor"),
+        "4": node("SaveTensor", images=["1", 0]),
+    }
+    for document in (file_beside_the_primary_one, more_than_two_inputs):
+        first = parse(document)
+        again = parse(json.dumps(first.prompt))
+        assert again.prompt == first.prompt
+        assert [item.code for item in again.warnings] == [item.code for item in first.warnings]
+        assert first.image_inputs[0] == "1"
