@@ -88,6 +88,7 @@ test: $(VENV)/.installed .comfyui/.installed .comfyui-0.3.52/.installed .demo/.i
 	export HEADRACE_REQUIRE_COMFYUI=1
 	if [ -n "$(TESTS)" ]; then exec $(BIN)/python -m pytest $(TESTS); fi
 	$(BIN)/python -m pytest -n 4 tests --ignore tests/comfy --ignore tests/process
+	HEADRACE_TEST_LANE=bytes $(BIN)/python -m pytest -n 4 tests/integration/test_stream_media.py tests/integration/test_stream_parameters.py tests/integration/test_stream_model.py
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/comfy
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone" tests/process
 	$(BIN)/python -m pytest -m alone tests/process

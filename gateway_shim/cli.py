@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -162,6 +163,7 @@ def _up(arguments: argparse.Namespace) -> int:
     engines = _engines(settings)
     if engines:
         _engine_installed()
+    _port_is_free(settings)
     launch = supervise.plan(environment, settings.run_dir, engines=engines, drain_s=settings.drain_s)
     supervise.prepare(launch)
     print(
@@ -170,6 +172,24 @@ def _up(arguments: argparse.Namespace) -> int:
         flush=True,
     )
     supervise.execute(launch, follow=not arguments.quiet)
+
+
+def _port_is_free(settings: Settings) -> None:
+    """Raises CannotStart where it is taken: supervisord would start the shim again and again."""
+    from .supervise import CannotStart
+
+    family = socket.AF_INET6 if ":" in settings.listen_host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.listen_host, settings.listen_port))
+        except socket.gaierror:
+            return  # the shim says what is wrong with the name
+        except OSError as exc:
+            raise CannotStart(
+                f"port {settings.listen_port} of {settings.listen_host} cannot be had ({exc.strerror}); end the "
+                "program that has it, perhaps another headrace, or give --listen-port"
+            ) from None
 
 
 def _engines(settings: Settings) -> int:

@@ -87,6 +87,13 @@ class SizeIsFixed(HeadraceError):
     http_status = 400
 
 
+class BodyTooSlow(HeadraceError):
+    """The body did not come within the time that a body has."""
+
+    code = "body_too_slow"
+    http_status = 408
+
+
 class BodyTooLarge(HeadraceError):
     code = "body_too_large"
     http_status = 413

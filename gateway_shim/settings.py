@@ -263,6 +263,11 @@ class Settings:
             return tuple(engine_address(index, self.run_dir) for index in range(max(1, self.engine_count)))
         return tuple(address for part in self.engine_address.split(",") if (address := part.strip()))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether none but programs of this machine can reach us."""
+        return self.listen_host == "localhost" or self.listen_host.startswith("127.") or self.listen_host == "::1"
+
     def public_url(self, port: int | None = None) -> str:
         """Where the orchestrator reaches us, without trailing slash; empty when nobody said and we cannot know.
 

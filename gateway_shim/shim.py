@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from .app import create_app
+from .app import CONNECTIONS, create_app
 from .config import SettingsError
 from .engine_client import EngineClient
 from .errors import MalformedRequest
@@ -151,7 +151,8 @@ async def _listening(app: web.Application, settings: Settings) -> AsyncIterator[
     await runner.setup()
     try:
         await web.TCPSite(runner, settings.listen_host, settings.listen_port).start()
-        yield int(runner.addresses[0][1])
+        async with app[CONNECTIONS].watched(runner):
+            yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
 

@@ -9,15 +9,19 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from ..errors import BodyTooLarge, InvalidRequest, MalformedRequest, NoSuchStream, NotReady, Violation
+from ..errors import BodyTooLarge, BodyTooSlow, InvalidRequest, MalformedRequest, NoSuchStream, NotReady, Violation
 from ..json_text import read_json
 from ..params import StartRequest, check_hosts
 from ..settings import Settings
 from ..status import Facts, best_state
+from .own_names import own_names
 
 #: A gateway gives up a start after 5 s, its orchestrator does not: a later answer leaves a stream that nobody watches
 #: (protocol.md 4.4).
 START_DEADLINE_S = 3.5
+
+#: A body of the largest size over a line of 5 Mbit/s.
+BODY_S = 30.0
 
 
 class Session(Protocol):
@@ -86,6 +90,7 @@ class Context:
         self.draining = False
         self.codecs = ""
         self.on_unauthorized: Callable[[], None] = lambda: None
+        self.own_names = own_names(settings.listen_host, settings.capability_url)
         self._clock = clock
         self._dead_at: float | None = None
 
@@ -130,13 +135,16 @@ CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
 
 
 async def read_body(request: web.Request) -> Any:
-    """The request's JSON value, whatever its content type says. Raises MalformedRequest or BodyTooLarge."""
+    """The request's JSON value, whatever its type says. Raises MalformedRequest, BodyTooSlow or BodyTooLarge."""
     try:
-        data = await request.read()
+        async with asyncio.timeout(BODY_S):
+            data = await request.read()
+    except TimeoutError:
+        raise BodyTooSlow(f"the body did not come within {BODY_S:g} s") from None
     except web.HTTPRequestEntityTooLarge:
         limit = request.app[CONTEXT].settings.body_limit_bytes
         raise BodyTooLarge(f"the body is larger than {limit} bytes") from None
-    except web.RequestPayloadError as exc:
+    except (web.RequestPayloadError, ConnectionResetError) as exc:  # after the second nobody is there to be answered
         raise MalformedRequest(f"the body did not arrive whole: {exc}") from None
     if not data.strip():
         raise MalformedRequest("the body is empty; a JSON object is expected")

@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from ..errors import CrossSite, HeadraceError, Unauthorized, Violation, error_body
+from ..errors import BodyTooSlow, CrossSite, HeadraceError, Unauthorized, Violation, error_body
 from . import live_video
 from .context import CONTEXT
+from .own_names import is_own
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ async def errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
         return await handler(request)
     except HeadraceError as exc:
         response = _answer(request, exc.http_status, exc.code, exc.message, exc.violations)
+        if request.content.exception() is not None or isinstance(exc, BodyTooSlow):
+            response.force_close()  # the rest of the body is in the way of another request; the caller has to know
         if isinstance(exc, Unauthorized):
             response.headers["WWW-Authenticate"] = "Bearer"
         return response
@@ -45,11 +48,25 @@ async def errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
 
 @web.middleware
 async def same_site(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Browsers let any page post to any address. None but our own may: its Origin is the Host that was called."""
+    """Browsers let any page post to any address. None but our own may: its Origin is the Host that was called, and
+    that Host is ours. No page knows a token, whatever it is called; without one a shim that listens to this machine
+    alone takes no other name at all, for what a page reads where it came from has no Origin."""
+    context = request.app[CONTEXT]
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+    if origin is not None and _place_of(origin) != request.host.lower():
         raise CrossSite(f"calls from pages of {origin[:200]!r} are refused")
+    strict = not context.settings.auth_token and (origin is not None or context.settings.is_local)
+    if strict and not is_own(request.host, context.own_names):
+        remedy = "if it is, say so with capability_url, or set auth_token"
+        raise CrossSite(f"this worker is not called {request.host[:200]!r}; {remedy}")
     return await handler(request)
+
+
+def _place_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # half a bracket
+        return None
 
 
 @web.middleware

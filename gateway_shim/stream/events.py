@@ -24,8 +24,11 @@ STATUS_EVERY_S = 10.0
 #: Events waiting for a slow channel; beyond it the oldest go, since a gateway wants the present.
 MAX_WAITING = 64
 
-#: At least this long between two error events of one kind; the counters hold the rest.
+#: Error events of one kind in a second: one of what may come with every frame, since the counters hold the rest. Of
+#: what answers a caller, who has no other answer on a control channel, as many as the queue has room for.
 ERROR_EVERY_S = 1.0
+ANSWERS = frozenset({"update_refused"})
+MOST_ANSWERS = MAX_WAITING // 2
 
 #: Findings in one error event; a gateway keeps events, and a body of megabytes may have one for each of its keys.
 MAX_ERRORS = 20
@@ -46,7 +49,8 @@ class Events:
         self._status = status
         self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
         self._wake = asyncio.Event()
-        self._last_error_at: dict[str, float] = {}
+        self._told: dict[str, tuple[float, int]] = {}  # by reason, since when and how many within ERROR_EVERY_S
+        self._left_out: dict[str, int] = {}  # by reason, since the last one that was told
         self.recent: deque[dict[str, Any]] = deque(maxlen=20)
 
     def attach(self, publisher: Publisher) -> None:
@@ -67,14 +71,21 @@ class Events:
         self.send(kind, queue=STREAM_TRACE)
 
     def error(self, reason: str, message: str, **facts: Any) -> None:
-        """An ``error`` event; repeated ones of the same ``reason`` at most once a second.
+        """An ``error`` event; of the same ``reason`` at most one a second, or ``MOST_ANSWERS`` of one of ``ANSWERS``.
+        The next one says how many were ``left_out``.
 
         ``errors`` among the facts is a list, of which the first ``MAX_ERRORS`` are told.
         """
         now = time.monotonic()
-        if now - self._last_error_at.get(reason, -ERROR_EVERY_S) < ERROR_EVERY_S:
+        since, told = self._told.get(reason, (now, 0))
+        if now - since >= ERROR_EVERY_S:
+            since, told = now, 0
+        if told >= (MOST_ANSWERS if reason in ANSWERS else 1):
+            self._left_out[reason] = self._left_out.get(reason, 0) + 1
             return
-        self._last_error_at[reason] = now
+        self._told[reason] = since, told + 1
+        if left_out := self._left_out.pop(reason, 0):
+            facts["left_out"] = left_out
         if len(errors := facts.get("errors", ())) > MAX_ERRORS:
             facts |= {"errors": errors[:MAX_ERRORS], "errors_left_out": len(errors) - MAX_ERRORS}
         self.send("error", {"reason": reason, "message": message, "time": now_ms(), **facts})

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from ..engine_choice import pick
 from ..engine_client import EngineClient, EngineState
-from ..errors import EngineGone, NoSuchStream, NotReady, StreamConflict, StreamsFull
+from ..errors import EngineGone, InvalidRequest, NoSuchStream, NotReady, StreamConflict, StreamsFull, Violation
 from ..garbage import collect_soon
 from ..params import StartRequest
 from .journal import Journal, Kept
@@ -158,6 +158,8 @@ class Streams:
 
     async def _check_workflow(self, request: StartRequest) -> None:
         engine = pick(self._engines, request.stream_id)
+        if engine is not None and engine.info is not None:
+            _check_size(request, engine.info.limits.max_width, engine.info.limits.max_height)
         if request.workflow is None or engine is None:
             return  # an engine that is loading says later what it thinks of it, as an error event
         try:
@@ -234,3 +236,15 @@ class Streams:
     async def schema(self, stream_id: str | None) -> dict[str, Any]:
         """The live parameters of one stream; see `StreamSession.schema`."""
         return await self.get(stream_id).schema()
+
+
+def _check_size(request: StartRequest, max_width: int, max_height: int) -> None:
+    """Raises InvalidRequest for a size that no session of the engine has."""
+    sides = {"width": (request.width, max_width), "height": (request.height, max_height)}
+    wrong = tuple(
+        Violation(f"params.{name}", f"is {side}", f"at most {most}")
+        for name, (side, most) in sides.items()
+        if side is not None and most and side > most
+    )
+    if wrong:
+        raise InvalidRequest(f"{wrong[0].path} {wrong[0].message}; the engine takes {wrong[0].allowed}", wrong)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import aiohttp
 
@@ -35,17 +37,27 @@ def open_http() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 
+#: Seconds between two lines about descriptors that ran out, and when each loop had its last one.
+_SHORTAGE_EVERY_S = 10.0
+_shortage: WeakKeyDictionary[asyncio.AbstractEventLoop, float] = WeakKeyDictionary()
+
+
 def on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """The event loop's exception handler, for a program that posts.
 
     A connection that is reset just when the end of a body is to be written makes aiohttp's own task for the body fail
     (3.14: ``write_eof`` in ``ClientRequest.write_bytes``), which nobody awaits; the request fails for its caller as
-    well. An error with a traceback would be news of nothing. All else is asyncio's to tell.
+    well. An error with a traceback would be news of nothing. Where descriptors run out asyncio tells of each
+    connection that waits, with a traceback, which once rotated the whole log away. All else is asyncio's to tell.
     """
     error, task = context.get("exception"), context.get("future")
     name = getattr(task.get_coro(), "__qualname__", "") if isinstance(task, asyncio.Task) else ""
     if isinstance(error, aiohttp.ClientConnectionResetError) and name == "ClientRequest.write_bytes":
         logger.debug("a connection was gone before the end of its body: %s", error)
+    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        if loop.time() - _shortage.get(loop, -_SHORTAGE_EVERY_S) >= _SHORTAGE_EVERY_S:
+            _shortage[loop] = loop.time()
+            logger.error("no descriptor is left for a connection: %s", error)
     else:
         loop.default_exception_handler(context)
 

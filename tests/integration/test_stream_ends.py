@@ -188,7 +188,7 @@ async def test_stop_whose_body_never_comes_stops(tmp_path: Path) -> None:
         await stream.event("status")
         port = int(net.shim.url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"POST /stream/stop HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        writer.write(b"POST /stream/stop HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n")
         async with asyncio.timeout(20):
             assert b"200" in await reader.readline()
         writer.write(b"0123456789")

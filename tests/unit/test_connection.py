@@ -1,6 +1,7 @@
 """What the event loop is told of connections: aiohttp's own task that fails beside its request is no news."""
 
 import asyncio
+import errno
 import gc
 import logging
 
@@ -37,3 +38,12 @@ async def test_only_aiohttps_own_task_fails_silently(
         loop.set_exception_handler(before)
     errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert any("never retrieved" in text for text in errors) is told
+
+
+async def test_descriptors_that_run_out_are_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.get_running_loop()
+    for _ in range(100):
+        error = OSError(errno.EMFILE, "Too many open files")
+        on_loop_error(loop, {"message": "socket.accept() out of system resource", "exception": error})
+    assert len(caplog.records) == 1
+    assert "Too many open files" in caplog.text
