@@ -60,6 +60,8 @@ def error_from(exc: grpc.aio.AioRpcError) -> HeadraceError:
 def error_of(code: grpc.StatusCode, details: str | None, violations: tuple[Violation, ...] = ()) -> HeadraceError:
     """Our exception for the status of a call that ended."""
     kind = _REFUSALS.get(code, EngineGone)
+    if kind is EngineGone:
+        return EngineGone(f"the engine was lost over this call ({details or code.name})", violations)
     return kind(details or f"the engine answered {code.name}", violations)
 
 

@@ -9,8 +9,18 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from ..errors import BodyTooLarge, BodyTooSlow, InvalidRequest, MalformedRequest, NoSuchStream, NotReady, Violation
+from ..errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    InvalidRequest,
+    MalformedRequest,
+    NoSuchStream,
+    NotReady,
+    StreamConflict,
+    Violation,
+)
 from ..json_text import read_json
+from ..keys import shortened
 from ..params import StartRequest, check_hosts
 from ..settings import Settings
 from ..status import Facts, best_state
@@ -122,13 +132,18 @@ class Context:
             raise NotReady(f"the stream could not be started within {START_DEADLINE_S} s") from None
 
     def resolve(self, name: str | None) -> str | None:
-        """The id of the stream that callers know as ``name``: its id or one of its aliases; None stays None."""
+        """The id of the stream that callers know as ``name``: its id or one of its aliases; None stays None.
+
+        Raises NoSuchStream, or StreamConflict where several are called so.
+        """
         if name is None or name in self.streams.active:
             return name
-        for stream_id, session in self.streams.active.items():
-            if name in session.request.aliases:
-                return stream_id
-        raise NoSuchStream(f"there is no stream {name!r}")
+        found = [stream_id for stream_id, each in self.streams.active.items() if name in each.request.aliases]
+        if len(found) > 1:
+            raise StreamConflict(f"streams {', '.join(found)} are all called {name!r}; name one by its own id")
+        if not found:
+            raise NoSuchStream(f"there is no stream {shortened(name)!r}")
+        return found[0]
 
 
 CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)

@@ -36,9 +36,14 @@ async def errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
     except web.HTTPException as exc:
         if exc.status < 400:
             raise
-        response = _answer(request, exc.status, exc.reason.lower().replace(" ", "_"), exc.reason)
-        if "Allow" in exc.headers:
-            response.headers["Allow"] = exc.headers["Allow"]
+        text, allowed = exc.reason, exc.headers.get("Allow", "")
+        if exc.status == 404:
+            text = f"there is nothing at {request.path[:200]!r}; the README, HTTP API, lists what there is"
+        elif allowed:
+            text = f"{request.path[:200]!r} takes {allowed}, not {request.method}"
+        response = _answer(request, exc.status, exc.reason.lower().replace(" ", "_"), text)
+        if allowed:
+            response.headers["Allow"] = allowed
         return response
     except Exception:  # any handler may have a bug; the caller gets an id, the log the rest, the server lives on
         incident = uuid.uuid4().hex[:8]

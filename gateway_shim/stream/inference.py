@@ -160,7 +160,17 @@ class Inference:
         """Open the session, and open it again whenever the engine is lost, with the last good parameters."""
         async with asyncio.TaskGroup() as both:
             both.create_task(self.parameters.run(), name=f"updates {self._stream_id}")
+            both.create_task(self._stay_usable(), name=f"pictures {self._stream_id}")
             both.create_task(self._keep_open(), name=f"engine session {self._stream_id}")
+
+    async def _stay_usable(self) -> None:
+        """The engine takes a picture that no encoder can have for a good one, and does not go back by itself."""
+        while True:
+            await self.traffic.unusable.wait()
+            if await self.parameters.restore_good():
+                text = "the pictures of the last update cannot be shown; what worked before holds again"
+                self.failures.tell("update_reverted", text)
+            self.traffic.unusable.clear()
 
     async def _keep_open(self) -> None:
         await self._format_known.wait()
@@ -395,7 +405,9 @@ class Inference:
                 async with asyncio.timeout(UPDATE_WAIT_S):
                     await self._opened.wait()
         if self._engine is None or self._session is None:
-            raise NotReady("the engine is loading or being restarted; the stream goes on, send the update again")
+            if not self._format_known.is_set():
+                raise NotReady("the stream has no picture yet, with which its graph is loaded; ask again when it has")
+            raise NotReady("the engine is loading or being restarted; the stream goes on, ask again in a moment")
         return self._engine, self._session
 
     @property

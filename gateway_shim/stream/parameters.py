@@ -164,6 +164,19 @@ class Parameters:
         self._version_base += 1
         return True
 
+    async def restore_good(self) -> bool:
+        """What ``prompt`` makes cannot be shown: run what last could. False: there is nothing better, or somebody
+        changed the parameters meanwhile."""
+        good = self._good
+        if good is None or good == self.prompt:
+            return False
+        try:
+            await self.update(lambda _: Update(workflow=good), expected_version=self.version)
+        except HeadraceError as exc:
+            logger.info("what worked before could not be restored: %s", exc.message)
+            return False
+        return True
+
     def reverted(self) -> None:
         """The engine restored older parameters by itself: take over what runs."""
         self._stale = True

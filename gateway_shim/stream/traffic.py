@@ -33,6 +33,9 @@ _DROP_REASONS = {
     pb.Dropped.REASON_CLOSED: "closed",
 }
 
+#: Pictures in a row that cannot be shown after which the last good parameters come back, as after a graph that fails.
+MAX_UNUSABLE = 15
+
 
 class Traffic:
     """Of one stream, over one session after the other. Opens none and ends none: see `Inference`."""
@@ -66,6 +69,8 @@ class Traffic:
         self._failures = failures
         self._vain_deaths = vain_deaths
         self._on_text = on_text
+        self.unusable = asyncio.Event()  # the last so many pictures of the graph cannot be shown
+        self._unusable_pictures = 0  # in a row
         self._answered = asyncio.Event()  # frames came back
         self._told_budget_s = budget_s  # what the engine's session counts ages against
         self._heard_at = 0.0  # loop time of the session's last message
@@ -193,7 +198,12 @@ class Traffic:
         except ValueError as exc:
             self._mailbox.resolve(result.frame_id, Outcome.FAILED, "bad_picture")
             self._failures.tell("bad_picture", f"the engine's picture cannot be shown: {exc}")
+            self._unusable_pictures += 1
+            if self._unusable_pictures >= MAX_UNUSABLE:
+                self._unusable_pictures = 0
+                self.unusable.set()
             return
+        self._unusable_pictures = 0
         self._mailbox.resolve(result.frame_id, Outcome.PROCESSED, "", frame)
         self._parameters.worked(result.version)
         if not self.ever_processed:

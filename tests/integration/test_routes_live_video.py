@@ -37,6 +37,18 @@ async def test_start_answers_ai_runners_shape(path: str) -> None:
         assert request.data_url is None
 
 
+async def test_a_name_that_two_streams_have_is_refused_with_both_ids() -> None:
+    async with worker() as shim:
+        shim.streams.capacity = 2
+        for stream_id in ("one", "two"):
+            assert (await shim.post(PATHS[0], LIVE_START | {"gateway_request_id": stream_id})).status == 200
+        answer = await shim.post("/live/video-to-video/str_x/update", {"5": {"alpha": 2}})
+        assert (answer.status, answer.json["code"]) == (409, "stream_conflict")
+        assert "one, two" in answer.json["message"]
+        answer = await shim.post("/live/video-to-video/nobody/update", {"5": {"alpha": 2}})
+        assert answer.status == 404
+
+
 async def test_start_needs_no_more_than_the_two_urls() -> None:
     async with worker() as shim:
         body = {

@@ -101,6 +101,8 @@ async def test_unknown_paths_and_methods_are_json_and_never_redirected() -> None
             assert (await shim.get(path)).status == 404
         answer = await shim.get("/stream/start")
         assert (answer.status, answer.headers["Allow"], answer.json["code"]) == (405, "POST", "method_not_allowed")
+        assert answer.json["message"] == "'/stream/start' takes POST, not GET"
+        assert "'/nothing/here'" in (await shim.get("/nothing/here")).json["message"]
 
 
 async def test_a_bug_is_answered_with_an_id_that_leads_to_the_log(caplog: pytest.LogCaptureFixture) -> None:

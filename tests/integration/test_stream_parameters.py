@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.backend import FrameIn, PictureOut, RunResult
 from engine.graph.workflow import Prompt
 from engine.parameters import Parameters
 from gateway_shim.localnet.numbered import write_clip
-from tests.fakes.engine_backend import StubBackend, workflow
+from tests.fakes.engine_backend import StubBackend, StubGraph, workflow
 from tests.fakes.network import LiveStream, Network, network
 
 FRAME_S = 1 / 30
@@ -202,3 +204,41 @@ async def test_update_acts_within_two_frames_of_its_acceptance(
     delays = [frame - last for frame, last in zip(effective, begun, strict=True)]
     print("frames from acceptance to effect:", delays)
     assert max(delays) <= 2, delays
+
+
+class Small(StubGraph):
+    """Its mode "half" makes pictures of 8x8, which no encoder takes."""
+
+    def run(self, prompt: Prompt, frames: Sequence[FrameIn]) -> RunResult:
+        result = super().run(prompt, frames)
+        if prompt["5"]["inputs"]["mode"] == "half":
+            return replace(result, pictures=[PictureOut(bytes(96), 8, 8) for _ in frames])
+        return result
+
+
+async def test_pictures_that_cannot_be_shown_bring_the_last_good_parameters_back(tmp_path: Path) -> None:
+    backend = StubBackend()
+    backend.graph_class = Small
+    clip = write_clip(tmp_path / "clip.ts", frames=900, width=64, height=64)
+    async with network(tmp_path, backend=backend) as net:
+        stream = await net.start(params={"prompts": json.loads(workflow(level=60))})
+        publishing = asyncio.create_task(stream.publish(clip, realtime=True))
+        while frames(await net.get("/stream/status"))["processed"] < 30:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        assert (await net.post("/stream/params", {"5": {"mode": "half"}}))[0] == 200
+        event = await stream.event("error", reason="update_reverted")
+        assert "what worked before holds again" in event["message"]
+        made = frames(await net.get("/stream/status"))["processed"]
+        while frames(await net.get("/stream/status"))["processed"] < made + 30:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        schema = await net.get("/stream/params/schema")
+        assert {each["path"]: each["value"] for each in schema["parameters"]}["nodes.5.inputs.mode"] == "paint"
+        failed = frames(await net.get("/stream/status"))["failed"]
+        assert 15 <= failed < 60, "half a second of them and what was under way"
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
+
+
+def frames(status: dict[str, Any]) -> dict[str, int]:
+    account: dict[str, int] = status["streams"]["cam"]["frames"]
+    return account
