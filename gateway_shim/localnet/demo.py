@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -34,6 +36,8 @@ from .progress import Progress
 from .source import Published, publish_file
 
 _CAPABILITY = "headrace-demo"
+#: The worker's own default, if nobody has it: what the README calls works while the demo plays.
+_USUAL_PORT = 8188
 #: Loading torch and ComfyUI takes seconds, a cold disk and many custom nodes minutes.
 _READY_S = 600.0
 #: After the last input frame: for what is still under way to come out.
@@ -168,7 +172,7 @@ async def _play(
     async with contextlib.AsyncExitStack() as stack:
         http = await stack.enter_async_context(open_http())
         orchestrator = await stack.enter_async_context(Orchestrator(secret="demo"))  # noqa: S106 on loopback
-        worker_url = f"http://127.0.0.1:{free_port()}"
+        worker_url = f"http://127.0.0.1:{_port(stack)}"
         settings = {
             "HEADRACE_LISTEN_PORT": worker_url.rpartition(":")[2],
             "ORCH_URL": orchestrator.url,
@@ -184,10 +188,23 @@ async def _play(
             stream = await orchestrator.start_stream(params=params)
         except WorkerRefused as exc:
             raise DemoFailed(f"the worker refuses the stream: {_words(exc.answer.body)}") from exc
+        if workflow.update:
+            body = json.dumps(workflow.update)
+            progress.say(f"while it plays: curl {worker_url}/live/video-to-video/update -d '{body}'")
         try:
             return await _stream(options, clip, workflow, stream, programs, http, worker_url, work_dir, progress)
         finally:
             await stream.stop("demo over")
+
+
+def _port(stack: contextlib.AsyncExitStack) -> int:
+    """For the worker: the usual one, if it is free and no other demo is about to take it."""
+    claim = stack.enter_context(contextlib.closing(socket.socket(socket.AF_UNIX)))
+    try:
+        claim.bind("\0headrace-demo")  # of no file system: gone with us, however we end
+    except OSError:
+        return free_port()
+    return free_port(_USUAL_PORT)
 
 
 async def _registered(

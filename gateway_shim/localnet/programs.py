@@ -167,10 +167,16 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
+def free_port(wanted: int = 0) -> int:
+    """A port of 127.0.0.1 that was free a moment ago; ``wanted`` if it was."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(bool(wanted)))  # old connections are no owner
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            if not wanted:
+                raise
+            return free_port()
         return int(probe.getsockname()[1])
 
 
