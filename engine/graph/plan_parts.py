@@ -55,6 +55,8 @@ class Parts:
         self.locked_method: Any = execution.make_locked_method_func
         self.input_info: Any = execution.get_input_info
         self.dynamic_prompt: Any = execution.DynamicPrompt
+        #: Whether a node gets what is behind a lazy input only if it asked for it, and not what another one needed.
+        self.lazy_is_private = hasattr(self.modules["comfy_execution.graph"].ExecutionList, "cache_link")
         self.input_error: type[Exception] = self.modules["comfy_execution.graph"].NodeInputError
         self.progress: Any = self.modules["comfy_execution.progress"]
         context = self.modules["comfy_execution.utils"]

@@ -74,11 +74,12 @@ class Step:
 
     def connect(self, steps: Mapping[str, Step], instance: Instance, prompt_id: str) -> None:
         """Find the steps that the links lead to. ``instance`` may be one that an earlier plan used."""
-        # A class that never asks never gets a lazy input, unless it waits for that node on account of another one.
+        # A class that cannot ask gets no lazy input, unless it waits for that node on account of another one.
+        anyone = self.lazy_check or not self._parts.lazy_is_private
         self._fast = tuple(
             (name, steps[source], index)
             for name, (source, index) in self._links.items()
-            if self.lazy_check or name not in self.lazy or source in self.sources
+            if anyone or name not in self.lazy or source in self.sources
         )
         self._context = self._context._replace(prompt_id=prompt_id)
         self.instance = instance
