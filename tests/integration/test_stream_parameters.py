@@ -234,7 +234,7 @@ async def test_pictures_that_cannot_be_shown_bring_the_last_good_parameters_back
         schema = await net.get("/stream/params/schema")
         assert {each["path"]: each["value"] for each in schema["parameters"]}["nodes.5.inputs.mode"] == "paint"
         failed = frames(await net.get("/stream/status"))["failed"]
-        assert 15 <= failed < 60, "half a second of them and what was under way"
+        assert 15 <= failed < 120, "half a second of them, and what came until the old ones were back"
         publishing.cancel()
         await asyncio.gather(publishing, return_exceptions=True)
 
