@@ -90,8 +90,9 @@ def figures(windows: Sequence[dict[str, float]], http_ms: float, prefix: str, si
 def stages(windows: Sequence[dict[str, float]], http_ms: float, size: str) -> dict[str, float]:
     """CPU milliseconds a frame by stage, of windows in which all are timed.
 
-    ``python``: what no watch was around, which is the programs' own Python,
-    their event loops, the lane but for the copy into its slot, and the watches themselves, 0.01 to 0.02 ms."""
+    ``python``: what no watch was around, which is the programs' own Python, their event loops, the lane but for the
+    copy into its slot, and the watches themselves, 0.01 to 0.02 ms.
+    """
     measured = {
         "ts": ("ts",),
         "decode": ("decode",),

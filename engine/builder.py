@@ -156,7 +156,7 @@ class Builder:
             return await self._build(prompt, video, report)
         except (EngineError, WorkflowError):
             raise
-        except Exception as exc:  # ours or ComfyUI's; a client that took it for a lost engine would try for ever
+        except Exception as exc:  # ours or ComfyUI's: the client is refused; over a lost engine it would try for ever
             logger.exception("a workflow failed unexpectedly while it was loaded")
             text = f"the engine failed over this workflow ({type(exc).__name__}); its log says how"
             raise WorkflowRefused(text, [Violation("workflow_json", text, "internal")]) from exc

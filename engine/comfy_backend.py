@@ -162,7 +162,7 @@ class ComfyGraph:
                     tick = replace(tick, images=self._images(frames))
                     output = self._runner.tick(tick)
                 except BaseException:
-                    undo()  # where the picture is was not what it minds
+                    undo()  # the session fails as it would have, and converts where it did: that was not the cause
                     raise
                 logger.info("pixels of this graph are converted on the CPU from here on: %s", exc)
             # The graph has let go of its input now; only then may its memory be used again.

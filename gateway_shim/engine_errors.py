@@ -42,6 +42,7 @@ _REFUSALS: dict[grpc.StatusCode, type[HeadraceError]] = {
 def error_from(exc: grpc.aio.AioRpcError) -> HeadraceError:
     """Our exception for a failed call, with the violations that its details name."""
     violations: list[Violation] = []
+    said = False  # by the engine, not by gRPC
     status = rpc_status.from_call(exc)
     for detail in status.details if status is not None else ():
         bad_request = error_details_pb2.BadRequest()
@@ -51,17 +52,19 @@ def error_from(exc: grpc.aio.AioRpcError) -> HeadraceError:
                 for field in bad_request.field_violations
             ]
         info = error_details_pb2.ErrorInfo()
+        said = said or detail.Is(info.DESCRIPTOR)
         if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.reason == ALLOWED:
             allowed = {_path(path): text for path, text in info.metadata.items()}
             violations = [replace(each, allowed=allowed.get(each.path, "")) for each in violations]
-    return error_of(exc.code(), exc.details(), tuple(violations))
+    details = exc.details()
+    if not said and _REFUSALS.get(exc.code()) is None:
+        details = f"the engine was lost over this call ({details or exc.code().name})"
+    return error_of(exc.code(), details, tuple(violations))
 
 
 def error_of(code: grpc.StatusCode, details: str | None, violations: tuple[Violation, ...] = ()) -> HeadraceError:
     """Our exception for the status of a call that ended."""
     kind = _REFUSALS.get(code, EngineGone)
-    if kind is EngineGone:
-        return EngineGone(f"the engine was lost over this call ({details or code.name})", violations)
     return kind(details or f"the engine answered {code.name}", violations)
 
 

@@ -78,7 +78,7 @@ class Examiner:
                 continue
             try:
                 await self._execution.validate_inputs(str(uuid.uuid4()), prompt, node_id, validated)
-            except Exception as exc:  # whatever a pack's code raises
+            except Exception as exc:  # whatever a pack's code raises is a finding of its node
                 missing = [
                     {"type": "required_input_missing", "extra_info": {"input_name": item.name}}
                     for item in definitions[prompt[node_id]["class_type"]].inputs

@@ -38,6 +38,7 @@ def open_http() -> aiohttp.ClientSession:
 
 
 #: Seconds between two lines about descriptors that ran out, and when each loop had its last one.
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 _SHORTAGE_EVERY_S = 10.0
 _shortage: WeakKeyDictionary[asyncio.AbstractEventLoop, float] = WeakKeyDictionary()
 
@@ -54,7 +55,7 @@ def on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
     name = getattr(task.get_coro(), "__qualname__", "") if isinstance(task, asyncio.Task) else ""
     if isinstance(error, aiohttp.ClientConnectionResetError) and name == "ClientRequest.write_bytes":
         logger.debug("a connection was gone before the end of its body: %s", error)
-    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+    elif isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR and "accept" in context.get("message", ""):
         if loop.time() - _shortage.get(loop, -_SHORTAGE_EVERY_S) >= _SHORTAGE_EVERY_S:
             _shortage[loop] = loop.time()
             logger.error("no descriptor is left for a connection: %s", error)

@@ -1,6 +1,7 @@
 """From exceptions to gRPC statuses with details."""
 
 import grpc
+import grpc.aio
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
@@ -9,6 +10,7 @@ from engine.errors import (
     EngineError,
     InvalidRequest,
     NoSuchSession,
+    NotReady,
     Violation,
     WorkflowRefused,
     refusal,
@@ -17,6 +19,8 @@ from engine.errors import (
 from engine.graph.overrides import OverrideError
 from engine.graph.overrides import Violation as OverrideViolation
 from engine.graph.workflow import Severity, WorkflowError, finding
+from gateway_shim.engine_errors import error_from
+from gateway_shim.errors import EngineGone
 
 
 def details(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]:
@@ -44,6 +48,18 @@ def test_every_error_of_ours_has_a_status_and_a_reason_of_its_own() -> None:
         info = error_details_pb2.ErrorInfo()
         status.details[0].Unpack(info)
         assert (info.reason, info.domain, status.message) == (kind.reason, "headrace.engine", "a sentence")
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["by the engine", "by gRPC"])
+def test_what_the_engine_says_stays_and_what_grpc_says_is_explained(said: bool) -> None:
+    """The shim's side: "Stream removed (recvmsg: ...)" tells no caller what happened, "ComfyUI is loading" does."""
+    status = status_of(NotReady("ComfyUI is loading"))
+    trailing = grpc.aio.Metadata(*status.trailing_metadata) if said else grpc.aio.Metadata()
+    lost = grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), trailing, status.details)
+    error = error_from(lost)
+    assert isinstance(error, EngineGone)
+    explained = "the engine was lost over this call (ComfyUI is loading)"
+    assert error.message == ("ComfyUI is loading" if said else explained)
 
 
 def test_unexpected_exception_tells_the_client_nothing(caplog: pytest.LogCaptureFixture) -> None:
